@@ -1,0 +1,50 @@
+"""Typed, frozen, range-checked configuration blocks.
+
+A field marked `Swept` becomes a 0-d tensor in `Hparams`: members of one stack may differ in it and nothing is rebuilt.
+All other fields are structure, and equal within a stack.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from offrl_ray.types import Hparams
+
+T = TypeVar("T")
+
+
+class _SweptMark:
+    pass
+
+
+_MARK = _SweptMark()
+Swept = Annotated[T, _MARK]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Discount = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+def config(cls: type[T]) -> type[T]:
+    """A frozen, keyword-only dataclass that validates on every construction and knows its keys."""
+    strict = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    return dataclass(frozen=True, kw_only=True, config=strict)(cls)  # type: ignore[return-value]
+
+
+def swept_fields(cls: type) -> tuple[str, ...]:
+    """Names of the fields that may differ within a stack, in the order of declaration."""
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple(f.name for f in dataclasses.fields(cls) if _MARK in get_args(hints[f.name]))
+
+
+def hparams(cfg: Any, device: str | torch.device = "cpu") -> Hparams:
+    """The `Swept` fields of a config as 0-d float tensors; None (switched off) becomes infinity."""
+    values = {name: getattr(cfg, name) for name in swept_fields(type(cfg))}
+    return {k: torch.tensor(math.inf if v is None else float(v), device=device) for k, v in values.items()}

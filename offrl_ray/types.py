@@ -1,0 +1,96 @@
+"""The seam between a variant and everything else.
+
+Shape letters, used throughout the package:
+B batch, T_o observation frames, H executed action chunk, H_p predicted action chunk, A action dimension,
+E critics of an ensemble, C encoded condition, N environments. A population axis P appears only in train.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Generator, Tensor
+
+State = dict[str, Any]
+"""Nested dict of tensors, nothing else. `State["acting"]` is the only part that `Algorithm.act` reads."""
+Noise = dict[str, Tensor]
+Hparams = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+Obs = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Chunked transitions of one member, observations and actions normalised (see `Spec`)."""
+
+    obs: Obs  # key -> [B, T_o, ...]: frames t-T_o+1 .. t
+    action: Tensor  # [B, H_p, A]: what the policy imitates
+    q_action: Tensor  # [B, H, A]: what the critic scores; padded after the chunk's end
+    reward: Tensor  # [B, H]: raw rewards r_t .. r_{t+H-1}
+    mask: Tensor  # [B, H]: 1 while the step belongs to the chunk; sums to the chunk length tau >= 1
+    terminal: Tensor  # [B]: 1 if the chunk ended by `terminated`
+    next_obs: Obs  # key -> [B, T_o, ...]: frames up to t+tau
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a variant must know about data and environment; JSON-able, and kept in every checkpoint.
+
+    Variants live in normalised units, (raw - mean) / std per dimension; raw actions lie in [-1, 1].
+    """
+
+    obs_shape: dict[str, tuple[int, ...]]  # key -> shape of one frame
+    obs_mean: dict[str, tuple[float, ...]]
+    obs_std: dict[str, tuple[float, ...]]
+    action_dim: int
+    action_mean: tuple[float, ...]
+    action_std: tuple[float, ...]
+    obs_horizon: int  # T_o
+    pred_horizon: int  # H_p
+    act_horizon: int  # H
+    act_offset: int  # the executed chunk is prediction[act_offset : act_offset + H]
+    reward_low: float
+    reward_high: float
+    reward_ends_episode: bool  # every non-zero reward is paid on a terminating step
+
+    @property
+    def action_low(self) -> tuple[float, ...]:
+        """Normalised lower action bound, [A]."""
+        return tuple((-1.0 - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
+
+    @property
+    def action_high(self) -> tuple[float, ...]:
+        """Normalised upper action bound, [A]."""
+        return tuple((1.0 - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
+
+
+class Algorithm(NamedTuple):
+    """Everything the program may know about a variant. All functions are pure and for a single member."""
+
+    init: Callable[[Generator], State]
+    update_noise: Callable[[Generator, int], Noise]  # every random number that one update of so many chunks needs
+    update: Callable[[State, Batch, Noise, Hparams], tuple[State, Metrics]]
+    act_noise: Callable[[Generator, int], Noise]  # for so many environments
+    act: Callable[[State, Obs, Noise], Tensor]  # obs history, [N, T_o, ...] -> executed chunk [N, H, A]
+
+
+class EnvStep(NamedTuple):
+    obs: Obs  # raw, key -> [N, ...]
+    reward: Tensor  # [N] float32
+    success: Tensor  # [N] bool
+    terminated: Tensor  # [N] bool
+    truncated: Tensor  # [N] bool
+
+
+class Env(Protocol):
+    """A vector environment that never resets by itself."""
+
+    num_envs: int
+    max_steps: int
+
+    def reset(self, seeds: Sequence[int]) -> Obs:
+        """Start one episode per environment, environment i from `seeds[i]`; `len(seeds) == num_envs`."""
+
+    def step(self, action: Tensor) -> EnvStep:
+        """Apply raw actions [N, A] in [-1, 1]."""
+
+    def close(self) -> None: ...
