@@ -1,0 +1,19 @@
+"""The variants: name -> (Config, make). Adding one means its file, a line here and a script in tune_configs/."""
+
+from collections.abc import Callable
+from typing import Any
+
+from offrl_ray.algos import cpql
+from offrl_ray.types import Algorithm, Spec
+
+Make = Callable[[Any, Spec], Algorithm]
+
+VARIANTS: dict[str, tuple[type, Make]] = {
+    "cpql": (cpql.Config, cpql.make),
+}
+AlgoConfig = cpql.Config
+
+
+def make(cfg: AlgoConfig, spec: Spec) -> Algorithm:
+    """The algorithm that a config names."""
+    return VARIANTS[cfg.name][1](cfg, spec)

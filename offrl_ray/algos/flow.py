@@ -1,0 +1,98 @@
+"""Flow matching on action chunks: what the flow variants share.
+
+Straight paths x_t = (1 - t) x_0 + t x_1 from noise x_0 ~ N(0, I) to data x_1 (Lipman et al. 2023; Liu et al. 2023).
+A `Velocity` is v(params, x [B, H_p, A], t [B], cond [B, C]) -> [B, H_p, A].
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Discriminator, Field, Tag
+from torch import Tensor, nn
+
+from offrl_ray.algos import functional as fn
+from offrl_ray.algos import nets
+from offrl_ray.errors import UsageError
+from offrl_ray.fields import Count, config
+from offrl_ray.types import Spec
+
+Velocity = Callable[[fn.Params, Tensor, Tensor, Tensor], Tensor]
+
+
+@config
+class ResMlp:
+    kind: Literal["resmlp"] = "resmlp"
+    width: Count = 256
+    """hidden units"""
+    blocks: Count = 3
+    """residual layers"""
+    time_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 32
+    """size of the embedding of flow time"""
+
+
+@config
+class Unet:
+    kind: Literal["unet"] = "unet"
+    widths: Annotated[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...], Field(min_length=2)] = (64, 128, 256)
+    """channels per level; the seeds' 5.93 M parameters at 512 condition features"""
+    time_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 64
+    """size of the embedding of flow time"""
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "resmlp") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Network = Annotated[
+    Annotated[ResMlp, Tag("resmlp")] | Annotated[Unet, Tag("unet")],
+    Discriminator(
+        _kind, custom_error_type="network", custom_error_message="kind must be resmlp or unet: network.kind=unet"
+    ),
+]
+
+
+def velocity_module(cfg: ResMlp | Unet, spec: Spec) -> Callable[[], nn.Module]:
+    """Builder of the velocity network. Raises UsageError if the chunk does not fit the network."""
+    cond = fn.condition_dim(spec)
+    if isinstance(cfg, ResMlp):
+        return lambda: nets.ResMlp(spec.pred_horizon, spec.action_dim, cond, cfg.width, cfg.blocks, cfg.time_dim)
+    multiple = 2 ** (len(cfg.widths) - 1)
+    if spec.pred_horizon % multiple:
+        raise UsageError(
+            [
+                f"data.pred_horizon must be a multiple of {multiple} for a U-Net of {len(cfg.widths)} levels, "
+                f"but is {spec.pred_horizon}; change it or algo.network.widths"
+            ]
+        )
+    return lambda: nets.Unet1d(spec.action_dim, cond, cfg.widths, cfg.time_dim)
+
+
+def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+    """x_t of the straight path; t is [B]."""
+    return torch.lerp(x_0, x_1, t[:, None, None])
+
+
+def flow_loss(v: Velocity, params: fn.Params, x_0: Tensor, x_1: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """L_flow per sample, [B]: mean over chunk and dimensions of (v(x_t, t) - (x_1 - x_0))^2."""
+    return (v(params, interpolate(x_0, x_1, t), t, cond) - (x_1 - x_0)).square().mean((1, 2))
+
+
+def integrate(v: Velocity, params: fn.Params, x: Tensor, t_0: Tensor, t_1: Tensor, cond: Tensor, steps: int) -> Tensor:
+    """Euler steps from x at time t_0 [B] to time t_1 [B]."""
+    dt = (t_1 - t_0) / steps
+    for i in range(steps):
+        x = x + dt[:, None, None] * v(params, x, t_0 + i * dt, cond)
+    return x
+
+
+def sample(v: Velocity, params: fn.Params, x_0: Tensor, cond: Tensor, steps: int, grad_steps: int) -> Tensor:
+    """x_1 by `steps` Euler steps from noise; gradient reaches `params` through the last `grad_steps` only."""
+    t = torch.arange(steps + 1, device=x_0.device) / steps
+    at = [t[i].expand(x_0.shape[0]) for i in range(steps + 1)]
+    split = steps - grad_steps
+    x = x_0
+    if split:
+        frozen = {k: p.detach() for k, p in params.items()}
+        x = integrate(v, frozen, x, at[0], at[split], cond, split).detach()
+    return integrate(v, params, x, at[split], at[steps], cond, grad_steps) if grad_steps else x

@@ -1,0 +1,122 @@
+"""Pure pieces that variants share: parameters as data, Adam, clipping, Polyak, Q bounds, the SMDP target.
+
+Parameters are dicts of tensors; a module is only a function of them. Everything here is for one member.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from offrl_ray.types import Batch, Obs, Spec, State
+
+Params = dict[str, Tensor]
+
+
+def init_params(module: Callable[[], nn.Module], generator: Generator) -> Params:
+    """Freshly initialised parameters; a function of the generator alone, though `nn` draws from the global RNG."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = module()
+    return {k: v.detach().to(generator.device) for k, v in built.named_parameters()}
+
+
+def stateless(module: Callable[[], nn.Module]) -> Callable[..., Tensor]:
+    """The module's forward as a function `f(params, *inputs)`; its own parameters take no memory."""
+    with torch.device("meta"):
+        built = module()
+    return lambda params, *inputs: cast(Tensor, torch.func.functional_call(built, params, inputs))
+
+
+def ravel(params: Params) -> Tensor:
+    """All parameters as one vector, in the dict's order."""
+    return torch.cat([p.reshape(-1) for p in params.values()])
+
+
+def unravel(vector: Tensor, like: Params) -> Params:
+    parts = vector.split([p.numel() for p in like.values()])
+    return {k: part.view(p.shape) for (k, p), part in zip(like.items(), parts, strict=True)}
+
+
+def clip_norm(grad: Tensor, max_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient vector scaled to at most `max_norm`, and its norm before."""
+    norm = grad.norm()
+    return grad * (max_norm / norm.clamp_min(1e-12)).clamp_max(1.0), norm
+
+
+def adam_init(params: Params) -> State:
+    zero = torch.zeros_like(ravel(params))
+    return {"m": zero, "v": zero.clone(), "t": torch.zeros((), device=zero.device)}
+
+
+def adam(
+    params: Params, grad: Tensor, opt: State, lr: Tensor, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> tuple[Params, State]:
+    """One step of Adam (Kingma & Ba 2015, algorithm 1) on a raveled gradient."""
+    t = opt["t"] + 1
+    m = b1 * opt["m"] + (1 - b1) * grad
+    v = b2 * opt["v"] + (1 - b2) * grad * grad
+    step = lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
+    return {k: params[k] - d for k, d in unravel(step, params).items()}, {"m": m, "v": v, "t": t}
+
+
+def polyak(target: Params, online: Params, rate: Tensor) -> Params:
+    """(1 - rate) * target + rate * online."""
+    return {k: torch.lerp(target[k], online[k], rate) for k in target}
+
+
+def encode(obs: Obs) -> Tensor:
+    """Observation window -> condition vector [B, C]: all frames of all keys side by side."""
+    return torch.cat([obs[k].flatten(1) for k in sorted(obs)], dim=1)
+
+
+def condition_dim(spec: Spec) -> int:
+    """C, the width of `encode`'s result."""
+    return spec.obs_horizon * sum(math.prod(shape) for shape in spec.obs_shape.values())
+
+
+def chunk_return(batch: Batch, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """R^(tau) = sum_{i<tau} gamma^i r_{t+i} and gamma^tau, each [B] (Sutton, Precup & Singh 1999, SMDP backup)."""
+    powers = gamma ** torch.arange(batch.reward.shape[1], device=batch.reward.device)
+    return (powers * batch.mask * batch.reward).sum(1), gamma ** batch.mask.sum(1)
+
+
+def td_target(batch: Batch, next_value: Tensor, gamma: Tensor, reward_scale: Tensor, clip: Tensor) -> Tensor:
+    """y = clip(rs * R^(tau) + (1 - d) * gamma^tau * V(s'), -clip, clip), [B]."""
+    ret, discount = chunk_return(batch, gamma)
+    y = reward_scale * ret + (1 - batch.terminal) * discount * next_value
+    return torch.minimum(torch.maximum(y, -clip), clip)
+
+
+def q_bounds(spec: Spec, gamma: Tensor, reward_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value that any fixed point of the backup on this data can have.
+
+    A reward that is only paid on the terminating step is received once; any other at most 1 / (1 - gamma) times.
+    """
+    horizon = torch.ones_like(gamma) if spec.reward_ends_episode else 1 / (1 - gamma)
+    scale = reward_scale * horizon
+    return min(spec.reward_low, 0.0) * scale, max(spec.reward_high, 0.0) * scale
+
+
+def detached(metrics: dict[str, Any]) -> dict[str, Tensor]:
+    return {k: v.detach() for k, v in metrics.items()}
+
+
+def tree_map(f: Callable[..., Any], *trees: Any) -> Any:
+    """`f` on the tensors of equally built nested dicts."""
+    if isinstance(trees[0], dict):
+        return {k: tree_map(f, *(t[k] for t in trees)) for k in trees[0]}
+    return f(*trees)
+
+
+def stack(trees: list[Any]) -> Any:
+    """Nested dicts of tensors, joined along a new first axis."""
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def select(tree: Any, index: Any) -> Any:
+    """Entry `index` of the first axis of every tensor."""
+    return tree_map(lambda leaf: leaf[index], tree)

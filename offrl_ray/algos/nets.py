@@ -1,0 +1,129 @@
+"""Networks, used as stateless functions of their parameters (functional.stateless). No dropout, no batch statistics."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal(t: Tensor, dim: int) -> Tensor:
+    """Transformer embedding of flow time t in [0, 1], [B] -> [B, dim]; one period unit is 0.01."""
+    half = dim // 2
+    freqs = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device, dtype=t.dtype))
+    phase = 100 * t[:, None] * freqs
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class EnsembleMlp(nn.Module):
+    """E independent MLPs, LayerNorm and Mish after each hidden layer: [B, in] -> [E, B].
+
+    Hidden layers are orthogonal with gain sqrt(2); the last layer is small, so that values start near zero.
+    """
+
+    def __init__(self, size: int, inputs: int, hidden: Sequence[int]):
+        super().__init__()
+        self.widths = [inputs, *hidden]
+        pairs = list(zip(self.widths[:-1], self.widths[1:], strict=True))
+        self.w = nn.ParameterList([self._orthogonal(size, i, o, math.sqrt(2)) for i, o in pairs])
+        self.b = nn.ParameterList([torch.zeros(size, 1, o) for _, o in pairs])
+        self.norm_w = nn.ParameterList([torch.ones(size, 1, o) for _, o in pairs])
+        self.norm_b = nn.ParameterList([torch.zeros(size, 1, o) for _, o in pairs])
+        self.w_out = nn.Parameter(self._orthogonal(size, self.widths[-1], 1, 0.01))
+        self.b_out = nn.Parameter(torch.zeros(size, 1, 1))
+
+    @staticmethod
+    def _orthogonal(size: int, inputs: int, outputs: int, gain: float) -> Tensor:
+        w = torch.empty(size, inputs, outputs)
+        for member in w:
+            nn.init.orthogonal_(member, gain)
+        return w
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.expand(self.w_out.shape[0], *x.shape)  # [E, B, in]
+        for w, b, norm_w, norm_b in zip(self.w, self.b, self.norm_w, self.norm_b, strict=True):
+            h = torch.baddbmm(b, h, w)
+            h = F.mish(F.layer_norm(h, h.shape[-1:]) * norm_w + norm_b)
+        return torch.baddbmm(self.b_out, h, self.w_out).squeeze(-1)
+
+
+class ResMlp(nn.Module):
+    """Velocity field v(x, t, cond) as a pre-norm residual ReLU MLP: [B, H_p, A], [B], [B, C] -> [B, H_p, A]."""
+
+    def __init__(self, horizon: int, action_dim: int, cond_dim: int, width: int, blocks: int, time_dim: int):
+        super().__init__()
+        flat = horizon * action_dim
+        self.time_dim = time_dim
+        self.inp = nn.Linear(flat + time_dim + cond_dim, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(blocks)])
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
+        self.out = nn.Linear(width, flat)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        h = self.inp(torch.cat([x.flatten(1), sinusoidal(t, self.time_dim), cond], dim=1))
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            h = h + layer(F.relu(norm(h)))
+        return self.out(F.relu(h)).view(x.shape)
+
+
+class ConvBlock(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int):
+        super().__init__(
+            nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs), nn.Mish()
+        )
+
+
+class FilmBlock(nn.Module):
+    """Residual pair of convolutions, modulated per channel by the condition (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, cond: int, kernel: int, groups: int):
+        super().__init__()
+        self.first = ConvBlock(inputs, outputs, kernel, groups)
+        self.second = ConvBlock(outputs, outputs, kernel, groups)
+        self.film = nn.Linear(cond, 2 * outputs)
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        scale, bias = self.film(F.mish(cond))[:, :, None].chunk(2, dim=1)
+        return self.second(scale * self.first(x) + bias) + self.skip(x)
+
+
+class Unet1d(nn.Module):
+    """Velocity field as the conditional 1-D U-Net of Diffusion Policy (Chi et al. 2023): shapes as `ResMlp`.
+
+    H_p must be divisible by 2^(len(widths) - 1).
+    """
+
+    def __init__(
+        self, action_dim: int, cond_dim: int, widths: Sequence[int], time_dim: int, kernel: int = 5, groups: int = 8
+    ):
+        super().__init__()
+        self.time_dim = time_dim
+        self.time = nn.Sequential(nn.Linear(time_dim, 4 * time_dim), nn.Mish(), nn.Linear(4 * time_dim, time_dim))
+
+        def film(inputs: int, outputs: int) -> FilmBlock:
+            return FilmBlock(inputs, outputs, time_dim + cond_dim, kernel, groups)
+
+        pairs = list(zip([action_dim, *widths[:-1]], widths, strict=True))
+        last = widths[-1]
+        self.down = nn.ModuleList([nn.ModuleList([film(i, o), film(o, o)]) for i, o in pairs])
+        self.shrink = nn.ModuleList([nn.Conv1d(w, w, 3, 2, 1) for w in widths[:-1]])
+        self.mid = nn.ModuleList([film(last, last), film(last, last)])
+        self.up = nn.ModuleList([nn.ModuleList([film(2 * o, i), film(i, i)]) for i, o in reversed(pairs[1:])])
+        self.grow = nn.ModuleList([nn.ConvTranspose1d(i, i, 4, 2, 1) for i, _ in reversed(pairs[1:])])
+        self.out = nn.Sequential(ConvBlock(widths[0], widths[0], kernel, groups), nn.Conv1d(widths[0], action_dim, 1))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        cond = torch.cat([self.time(sinusoidal(t, self.time_dim)), cond], dim=1)
+        h, skips = x.transpose(1, 2), []
+        for level, (first, second) in enumerate(self.down):
+            h = second(first(h, cond), cond)
+            skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+        for block in self.mid:
+            h = block(h, cond)
+        for (first, second), grow in zip(self.up, self.grow, strict=True):
+            h = grow(second(first(torch.cat([h, skips.pop()], dim=1), cond), cond))
+        return self.out(h).transpose(1, 2)
