@@ -1,0 +1,246 @@
+"""One run, described completely: `RunConfig`. The only way in is `resolve({dotted key: value})`."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from offrl_ray.algos import VARIANTS, AlgoConfig
+from offrl_ray.data.dataset import Anchor
+from offrl_ray.errors import UsageError, did_you_mean
+from offrl_ray.fields import Count, Positive, config, swept_fields
+
+
+@config
+class DataConfig:
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    """ManiSkill trajectory files"""
+    weights: tuple[Positive, ...] | None = None
+    """share of each file in a batch; by default every step is equally likely"""
+    obs_horizon: Count = 2
+    """frames of an observation window"""
+    act_horizon: Count = 8
+    """actions executed before the policy looks again; the critic's chunk"""
+    pred_horizon: Count = 16
+    """actions predicted and imitated"""
+    q_chunk_anchor: Anchor = "current"
+    """frame at which a chunk starts; oldest reproduces the seed's off-by-one"""
+
+
+@config
+class EnvConfig:
+    id: str | None = None
+    """environment; by default the one the data comes from"""
+    control_mode: str = "pd_ee_delta_pose"
+    """controller; the data must have the same"""
+    reward_mode: Literal["sparse", "dense", "normalized_dense"] = "sparse"
+    """reward; the data must have the same"""
+    max_steps: Count = 100
+    """length of an evaluation episode"""
+    sim_backend: Literal["physx_cpu", "physx_cuda"] = "physx_cpu"
+    """simulator of the evaluation"""
+    num_envs: Count = 1
+    """environments stepped together; more than one needs physx_cuda"""
+
+
+@config
+class TrainConfig:
+    steps: Count = 30_000
+    """updates"""
+    batch_size: Count = 256
+    """chunks per update"""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """members trained together, one per seed"""
+    report_every: Count = 500
+    """updates per record of the training metrics"""
+    device: str = "cpu"
+    """torch device of the training"""
+    threads: Count = 1
+    """CPU threads of one training process; more than it owns makes everything crawl"""
+
+
+@config
+class EvalConfig:
+    every: Count = 2000
+    """updates between evaluations, each with a checkpoint; the end is always evaluated"""
+    episodes: Count = 100
+    """episodes per seed"""
+    seed: Annotated[int, Field(ge=0)] = 10_000
+    """episode i starts from seed + i, in every evaluation of every point"""
+
+
+@config
+class RunConfig:
+    algo: AlgoConfig
+    data: DataConfig
+    env: EnvConfig = Field(default_factory=EnvConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        d, rules = self.data, []
+        offset = 0 if d.q_chunk_anchor == "current" else d.obs_horizon - 1
+        if d.pred_horizon < offset + d.act_horizon:
+            rules.append(
+                f"data.pred_horizon must be >= {offset + d.act_horizon} (act_horizon"
+                f"{f' + {offset} frames of the oldest anchor' if offset else ''}), but is {d.pred_horizon}"
+            )
+        if d.weights is not None and len(d.weights) != len(d.files):
+            rules.append(f"data.weights must be one per file, but got {len(d.weights)} for {len(d.files)} files")
+        for key, period in (("eval.every", self.eval.every), ("train.steps", self.train.steps)):
+            if period % self.train.report_every:
+                rules.append(
+                    f"{key} must be a multiple of train.report_every, but got {period} and {self.train.report_every}"
+                )
+        if len(set(self.train.seeds)) != len(self.train.seeds):
+            rules.append(f"train.seeds must differ, but got {list(self.train.seeds)}")
+        if self.env.sim_backend == "physx_cpu" and self.env.num_envs > 1:
+            rules.append(f"env.num_envs must be 1 on physx_cpu, but is {self.env.num_envs}; use physx_cuda or lower it")
+        if rules:
+            raise ValueError("; ".join(rules))
+        return self
+
+
+_RUN = TypeAdapter(RunConfig)
+
+
+def parse(text: str) -> Any:
+    """The value of `--set key=value`: JSON, none, a comma-separated list, or the text itself."""
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [parse(part) for part in text.split(",") if part] if "," in text else text
+
+
+def parse_assignments(items: list[str]) -> dict[str, Any]:
+    """['algo.alpha=0.05', ...] -> {key: value}. Raises UsageError for items without '='."""
+    if bad := [i for i in items if "=" not in i]:
+        raise UsageError(f"--set takes key=value, but got {i!r}, for example --set algo.alpha=0.05" for i in bad)
+    return {k.strip(): parse(v) for k, v in (i.split("=", 1) for i in items)}
+
+
+class Setting(NamedTuple):
+    key: str  # dotted
+    default: Any
+    meaning: str
+    swept: bool  # may differ between the members of a stack
+
+
+def describe(variant: str) -> list[Setting]:
+    """Every setting of a run of this variant. Raises UsageError for an unknown variant."""
+    if variant not in VARIANTS:
+        raise UsageError([f"no variant {variant!r}; {did_you_mean(variant, VARIANTS)}"])
+    roots = {**get_type_hints(RunConfig), "algo": VARIANTS[variant][0]}
+    return [s._replace(key=f"{root}.{s.key}") for root, cls in roots.items() for s in _settings(cls)]
+
+
+def _settings(cls: Any) -> Iterator[Setting]:
+    hints, swept = get_type_hints(cls), swept_fields(cls)
+    for f in dataclasses.fields(cls):
+        info = cls.__pydantic_fields__[f.name]
+        blocks = {b for b in _blocks(hints[f.name])}
+        for block in sorted(blocks, key=lambda b: b.__name__):
+            yield from (s._replace(key=f"{f.name}.{s.key}") for s in _settings(block))
+        if not blocks:
+            default = "required" if info.is_required() else info.get_default(call_default_factory=True)
+            yield Setting(f.name, default, info.description or "", f.name in swept)
+
+
+def _blocks(hint: Any) -> Iterator[type]:
+    """Config classes in a type, one or a union of them."""
+    if dataclasses.is_dataclass(hint):
+        yield hint  # type: ignore[misc]
+    else:
+        for arg in get_args(hint):
+            yield from _blocks(arg)
+
+
+def resolve(flat: Mapping[str, Any]) -> RunConfig:
+    """Validated config from flat dotted keys; `algo.name` chooses the variant. Raises UsageError with all problems."""
+    variant = flat.get("algo.name")
+    if variant not in VARIANTS:
+        raise UsageError([f"algo.name must be a variant, but is {variant!r}; {did_you_mean(str(variant), VARIANTS)}"])
+    known = {s.key for s in describe(variant)}
+    problems = [f"{k}: unknown key; {did_you_mean(k, known)}" for k in flat if k not in known]
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key in known:
+            _put(tree, key.split("."), value)
+    cfg = _validate(tree, problems)
+    if problems or cfg is None:
+        raise UsageError(problems)
+    return cfg
+
+
+def _validate(tree: dict[str, Any], problems: list[str]) -> RunConfig | None:
+    """Rules between fields are checked only where the fields are right: without the wrong ones it tries again."""
+    try:
+        return _RUN.validate_python(tree)
+    except ValidationError as e:
+        problems += [_problem(d) for d in e.errors()]
+        wrong = [[str(part) for part in d["loc"]] for d in e.errors()]
+        if sum(_remove(tree, path) for path in wrong) and "data" in tree:
+            _validate(tree, problems)
+        return None
+
+
+def _remove(tree: dict[str, Any], path: list[str]) -> bool:
+    """Take out the wrong field, or for a rule of a whole block all of its fields; False if there was nothing left."""
+    for part in path:
+        if part in tree and not isinstance(tree[part], dict):
+            del tree[part]
+            return True
+        tree = tree.get(part, tree)
+    fields = [k for k in tree if k not in ("name", "files")] if path else []
+    for k in fields:
+        del tree[k]
+    return bool(fields)
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(
+        str(p) for p in error["loc"] if str(p) not in ("resmlp", "unet", "function-before", "function-after")
+    )
+    message = error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    shown = f", but got {value!r}" if not isinstance(value, dict) and not dataclasses.is_dataclass(value) else ""
+    return f"{where}: {message}{shown}" if where else message
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """JSON-able nested dict; `from_dict` is its inverse."""
+    return _RUN.dump_python(cfg, mode="json")
+
+
+def from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """Raises UsageError if the tree is not a valid config."""
+    try:
+        return _RUN.validate_python(tree)
+    except ValidationError as e:
+        raise UsageError(_problem(d) for d in e.errors()) from None
+
+
+def canonical(cfg: RunConfig) -> RunConfig:
+    """The same run with its inert fields at their defaults, so that equal runs have equal configs."""
+    inert = cfg.algo.inert()
+    fields = dataclasses.fields(type(cfg.algo))
+    algo = {f.name: getattr(cfg.algo, f.name) for f in fields if f.name not in inert}
+    return dataclasses.replace(cfg, algo=type(cfg.algo)(**algo))
+
+
+def digest(cfg: RunConfig) -> str:
+    """12 hex digits that name the run up to inert fields."""
+    text = json.dumps(to_dict(canonical(cfg)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,167 @@
+"""Roll a policy out and keep what happened in every episode."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from offrl_ray.algos import make
+from offrl_ray.algos.functional import select
+from offrl_ray.config import EnvConfig, RunConfig
+from offrl_ray.envs.maniskill import ManiSkillEnv
+from offrl_ray.types import Algorithm, Env, Noise, Obs, Spec, State
+
+
+class Episodes(NamedTuple):
+    """One entry per episode; an episode always runs to the environment's `max_steps`."""
+
+    seed: list[int]
+    success_once: list[int]  # 1 if any step was a success
+    success_at_end: list[int]  # 1 if the last step was
+    ret: list[float]  # undiscounted sum of raw rewards
+    length: list[int]  # steps to the first success, or all
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A variant's acting part between raw observations and raw actions."""
+
+    alg: Algorithm
+    spec: Spec
+    state: State  # only `State["acting"]` is needed
+
+    def act(self, window: dict[str, list[Tensor]], noise: Noise) -> Tensor:
+        """Last T_o raw frames of each key, [N, ...] each -> raw action chunk [N, H, A] in [-1, 1]."""
+        obs: Obs = {}
+        for key, frames in window.items():
+            x = torch.stack(frames, dim=1)
+            obs[key] = (x - x.new_tensor(self.spec.obs_mean[key])) / x.new_tensor(self.spec.obs_std[key])
+        action = self.alg.act(self.state, obs, noise)
+        raw = action * action.new_tensor(self.spec.action_std) + action.new_tensor(self.spec.action_mean)
+        return raw.clamp(-1, 1)
+
+
+@torch.no_grad()
+def evaluate(policy: Policy, env: Env, episodes: int, seed: int) -> Episodes:
+    """Episode i starts from env seed `seed + i` and draws its policy noise from the same number.
+
+    So an episode does not depend on how many run together, and two policies meet the same starts.
+    """
+    result = Episodes([], [], [], [], [])
+    for first in range(0, episodes, env.num_envs):
+        seeds = [seed + first + i for i in range(env.num_envs)]
+        success, reward = _rollout(policy, env, seeds)  # [T, N]
+        for i in range(min(env.num_envs, episodes - first)):
+            hits = success[:, i].nonzero()
+            result.seed.append(seeds[i])
+            result.success_once.append(int(len(hits) > 0))
+            result.success_at_end.append(int(success[-1, i]))
+            result.ret.append(float(reward[:, i].sum()))
+            result.length.append(int(hits[0]) + 1 if len(hits) else len(success))
+    return result
+
+
+def _rollout(policy: Policy, env: Env, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    spec = policy.spec
+    frame = env.reset(seeds)
+    device = next(iter(frame.values())).device
+    generators = [Generator(device).manual_seed(s) for s in seeds]
+    window = {k: [v] * spec.obs_horizon for k, v in frame.items()}
+    success, reward = [], []
+    while len(success) < env.max_steps:
+        draws = [policy.alg.act_noise(g, 1) for g in generators]
+        chunk = policy.act(window, {k: torch.cat([d[k] for d in draws]) for k in draws[0]})
+        for h in range(min(spec.act_horizon, env.max_steps - len(success))):
+            step = env.step(chunk[:, h])
+            window = {k: [*frames[1:], step.obs[k]] for k, frames in window.items()}
+            success.append(step.success)
+            reward.append(step.reward)
+    return torch.stack(success).cpu(), torch.stack(reward).cpu()
+
+
+def open_env(env: EnvConfig) -> Env:
+    """The simulator that a config describes. Raises UsageError if this machine cannot build it."""
+    return ManiSkillEnv(
+        env.id or "",
+        control_mode=env.control_mode,
+        reward_mode=env.reward_mode,
+        sim_backend=env.sim_backend,
+        num_envs=env.num_envs,
+        max_steps=env.max_steps,
+    )
+
+
+class EvalRequest(NamedTuple):
+    """One checkpoint to evaluate: all its healthy members."""
+
+    step: int
+    digest: str  # of the checkpoint
+    cfg: RunConfig
+    spec: Spec
+    members: dict[int, State]  # seed -> {"acting": ...} on the CPU
+
+
+class EvalResult(NamedTuple):
+    step: int
+    digest: str
+    episodes: dict[int, Episodes]  # by seed; empty if it failed
+    seconds: float
+    error: str  # "" if all went well
+
+
+def evaluate_members(request: EvalRequest, env: Env) -> EvalResult:
+    """`evaluate` every member of a request on the config's evaluation seeds."""
+    began = time.perf_counter()
+    alg = make(request.cfg.algo, request.spec)
+    device = "cuda" if request.cfg.env.sim_backend == "physx_cuda" else "cpu"
+    results = {}
+    for seed, state in request.members.items():
+        policy = Policy(alg, request.spec, _to(state, device))
+        results[seed] = evaluate(policy, env, request.cfg.eval.episodes, request.cfg.eval.seed)
+    return EvalResult(request.step, request.digest, results, time.perf_counter() - began, "")
+
+
+def _to(state: State, device: str) -> State:
+    return {k: _to(v, device) if isinstance(v, dict) else v.to(device) for k, v in state.items()}
+
+
+def acting(state: State, index: int) -> State:
+    """What a member's `act` needs, out of a stacked state, on the CPU."""
+    return _to(select({"acting": state["acting"]}, index), "cpu")
+
+
+class Evaluator(Protocol):
+    """Where a run sends its evaluations. A run never waits inside `submit`."""
+
+    def submit(self, request: EvalRequest) -> None: ...
+
+    def poll(self, timeout: float) -> list[EvalResult]:
+        """Finished evaluations, after waiting at most so many seconds for one."""
+
+    @property
+    def pending(self) -> int:
+        """Evaluations submitted and not yet polled."""
+
+
+class LocalEvaluator:
+    """Evaluates in this process; the environment is opened at the first request."""
+
+    def __init__(self, open_env: Callable[[], Env]):
+        self._open_env = open_env
+        self._env: Env | None = None
+        self._done: list[EvalResult] = []
+
+    def submit(self, request: EvalRequest) -> None:
+        self._env = self._env or self._open_env()
+        self._done.append(evaluate_members(request, self._env))
+
+    def poll(self, timeout: float) -> list[EvalResult]:
+        done, self._done = self._done, []
+        return done
+
+    @property
+    def pending(self) -> int:
+        return len(self._done)

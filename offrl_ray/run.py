@@ -1,0 +1,210 @@
+"""One run of one point: train, checkpoint, evaluate, and say what happened. Knows nothing of Ray."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from offrl_ray import checkpoint
+from offrl_ray.algos import make
+from offrl_ray.config import RunConfig, to_dict
+from offrl_ray.data import hdf5
+from offrl_ray.data.dataset import Arrays, Dataset, build
+from offrl_ray.errors import UsageError
+from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, acting
+from offrl_ray.train import Progress, Snapshot, start, train
+from offrl_ray.types import Spec
+
+Record = dict[str, Any]
+KEEP = 2
+POLL_SECONDS = 1.0
+
+
+class Update(NamedTuple):
+    """What a run tells at each pause; `records` as records.Writer takes them."""
+
+    records: list[Record]
+    step: int
+    done: bool
+
+
+class Data(NamedTuple):
+    arrays: Arrays
+    spec: Spec
+    env_id: str
+    files: list[Record]  # what is in each file
+
+
+def load_data(cfg: RunConfig) -> Data:
+    """Read and check the config's files. Raises UsageError with all problems of all files."""
+    expect = {"control_mode": cfg.env.control_mode, "reward_mode": cfg.env.reward_mode, "env_id": cfg.env.id}
+    files = hdf5.load(list(cfg.data.files), **expect)
+    d = cfg.data
+    arrays, spec = build(
+        [f.episodes for f in files],
+        control_mode=cfg.env.control_mode,
+        obs_horizon=d.obs_horizon,
+        act_horizon=d.act_horizon,
+        pred_horizon=d.pred_horizon,
+        anchor=d.q_chunk_anchor,
+        weights=d.weights,
+    )
+    make(cfg.algo, spec)  # a network that does not fit is found here, before anything is written
+    return Data(arrays, spec, files[0].env_id, [f.summary() for f in files])
+
+
+def in_env(cfg: RunConfig, env_id: str) -> RunConfig:
+    """The config with its environment named, which is the data's unless it already names one."""
+    return dataclasses.replace(cfg, env=dataclasses.replace(cfg.env, id=cfg.env.id or env_id))
+
+
+def run(
+    cfg: RunConfig, dataset: Dataset, folder: Path, evaluator: Evaluator, trial: str, evaluated: frozenset[int]
+) -> Iterator[Update]:
+    """Train to the end and evaluate, from the newest good checkpoint in `folder` if there is one.
+
+    Every evaluation has its checkpoint, which is kept until the evaluation is reported; `evaluated` are the steps that
+    already are. Pauses after every report, and while it waits for the last evaluations.
+    """
+    return _Run(cfg, dataset, folder, evaluator, trial, evaluated).updates()
+
+
+class _Run:
+    def __init__(
+        self,
+        cfg: RunConfig,
+        dataset: Dataset,
+        folder: Path,
+        evaluator: Evaluator,
+        trial: str,
+        evaluated: frozenset[int],
+    ):
+        self.cfg, self.dataset, self.folder, self.evaluator, self.trial = cfg, dataset, folder, evaluator, trial
+        self.alg = make(cfg.algo, dataset.spec)
+        self.evaluated = set(evaluated)
+        self.diverged: dict[int, str] = {}
+        self.cost = {"train_seconds": 0.0, "eval_seconds": 0.0, "wait_seconds": 0.0}
+        self.began = time.perf_counter()
+
+    def updates(self) -> Iterator[Update]:
+        snapshot, records = self._resume()
+        yield Update(records, snapshot.step, False)
+        for progress in train(self.cfg, self.alg, self.dataset, snapshot):
+            snapshot = progress.snapshot
+            records = self._train_records(progress)
+            if snapshot.step % self.cfg.eval.every == 0 or snapshot.step == self.cfg.train.steps:
+                self._checkpoint(snapshot)
+            records += self._eval_records(self.evaluator.poll(0))
+            if len(self.diverged) == len(self.cfg.train.seeds):
+                break
+            yield Update(records, snapshot.step, False)
+            records = []
+        while self.evaluator.pending:
+            began = time.perf_counter()
+            records += self._eval_records(self.evaluator.poll(POLL_SECONDS))
+            self.cost["wait_seconds"] += time.perf_counter() - began
+            yield Update(records, snapshot.step, False)
+            records = []
+        yield Update([*records, self._end(snapshot.step)], snapshot.step, True)
+
+    def _resume(self) -> tuple[Snapshot, list[Record]]:
+        found, problems = checkpoint.newest(self.folder, self.cfg.train.device)
+        if found and found.cfg != self.cfg:
+            raise UsageError([f"{self.folder} holds checkpoints of another config; choose another folder"])
+        snapshot = found.snapshot if found else start(self.cfg, self.alg)
+        records: list[Record] = [{"kind": "start", "trial": self.trial, "step": snapshot.step}]
+        records += [{"kind": "note", "trial": self.trial, "text": p} for p in problems]
+        for step in checkpoint.steps(self.folder):
+            saved = checkpoint.load(checkpoint.path_of(self.folder, step), self.cfg.train.device)
+            self._mark_diverged(saved.snapshot)
+            if step not in self.evaluated:
+                self._submit(saved.snapshot, saved.digest)
+        return snapshot, records
+
+    def _checkpoint(self, snapshot: Snapshot) -> None:
+        """Save, evaluate, and drop older checkpoints whose evaluation a previous pause has reported."""
+        digest = checkpoint.save(self.folder, snapshot, self.cfg, self.dataset.spec)
+        for step in checkpoint.steps(self.folder)[:-KEEP]:
+            if step in self.evaluated:
+                checkpoint.remove(self.folder, step)
+        self._submit(snapshot, digest)
+
+    def _submit(self, snapshot: Snapshot, digest: str) -> None:
+        members = {
+            seed: acting(snapshot.state, i) for i, seed in enumerate(self.cfg.train.seeds) if seed not in self.diverged
+        }
+        if members:
+            self.evaluator.submit(EvalRequest(snapshot.step, digest, self.cfg, self.dataset.spec, members))
+
+    def _train_records(self, progress: Progress) -> list[Record]:
+        self.cost["train_seconds"] += progress.seconds
+        step, records = progress.snapshot.step, []
+        for i, seed in enumerate(self.cfg.train.seeds):
+            if seed in self.diverged:
+                continue
+            metrics = {name: float(values[i]) for name, values in progress.metrics.items()}
+            fields = {"trial": self.trial, "seed": seed, "step": step}
+            records.append({"kind": "train", **fields, "metrics": metrics, "seconds": self.cost["train_seconds"]})
+            bad = [name for name, value in metrics.items() if not torch.tensor(value).isfinite()]
+            if bad:
+                self.diverged[seed] = f"{bad[0]} is {metrics[bad[0]]} in the updates up to step {step}"
+        self._mark_diverged(progress.snapshot)
+        return records
+
+    def _mark_diverged(self, snapshot: Snapshot) -> None:
+        for i, seed in enumerate(self.cfg.train.seeds):
+            if seed not in self.diverged and not _finite(acting(snapshot.state, i)):
+                self.diverged[seed] = f"a weight of the acting policy is not finite at step {snapshot.step}"
+
+    def _eval_records(self, results: list[EvalResult]) -> list[Record]:
+        records: list[Record] = []
+        for r in results:
+            if r.error:
+                records.append({"kind": "note", "trial": self.trial, "text": f"evaluation at step {r.step}: {r.error}"})
+                continue
+            self.evaluated.add(r.step)
+            self.cost["eval_seconds"] += r.seconds
+            records += [eval_record(self.cfg, self.trial, seed, r) for seed in r.episodes]
+        return records
+
+    def _end(self, step: int) -> Record:
+        diverged = len(self.diverged) == len(self.cfg.train.seeds)
+        missing = not diverged and self.cfg.train.steps not in self.evaluated
+        reason = "; ".join(f"seed {s}: {why}" for s, why in self.diverged.items())
+        return {
+            "kind": "end",
+            "trial": self.trial,
+            "status": "diverged" if diverged else "failed" if missing else "completed",
+            "reason": "the final evaluation is missing" if missing else reason,
+            "step": step,
+            "diverged": {str(s): why for s, why in self.diverged.items()},
+            "cost": {**self.cost, "wall_seconds": time.perf_counter() - self.began},
+        }
+
+
+def eval_record(cfg: RunConfig, trial: str, seed: int, result: EvalResult) -> Record:
+    """One seed's episodes as a record."""
+    e = result.episodes[seed]
+    return {
+        "kind": "eval",
+        "trial": trial,
+        "seed": seed,
+        "step": result.step,
+        "digest": result.digest,
+        "env": to_dict(cfg)["env"],
+        "episode_seeds": e.seed,
+        "success_once": e.success_once,
+        "success_at_end": e.success_at_end,
+        "return": e.ret,
+        "length": e.length,
+        "seconds": result.seconds,
+    }
+
+
+def _finite(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return all(_finite(v) for v in tree.values())
+    return bool(tree.isfinite().all())
