@@ -99,7 +99,7 @@ def load(path: str | Path, device: str = "cpu") -> Checkpoint:
 
 def newest(folder: Path, device: str = "cpu") -> tuple[Checkpoint | None, list[str]]:
     """The newest good checkpoint, and what was wrong with newer ones, which are set aside as *.corrupt."""
-    problems = []
+    problems: list[str] = []
     for step in reversed(steps(folder)):
         try:
             return load(path_of(folder, step), device), problems

@@ -144,7 +144,7 @@ def _settings(cls: Any) -> Iterator[Setting]:
     hints, swept = get_type_hints(cls), swept_fields(cls)
     for f in dataclasses.fields(cls):
         info = cls.__pydantic_fields__[f.name]
-        blocks = {b for b in _blocks(hints[f.name])}
+        blocks = set(_blocks(hints[f.name]))
         for block in sorted(blocks, key=lambda b: b.__name__):
             yield from (s._replace(key=f"{f.name}.{s.key}") for s in _settings(block))
         if not blocks:

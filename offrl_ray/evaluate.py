@@ -70,7 +70,8 @@ def _rollout(policy: Policy, env: Env, seeds: Sequence[int]) -> tuple[Tensor, Te
     device = next(iter(frame.values())).device
     generators = [Generator(device).manual_seed(s) for s in seeds]
     window = {k: [v] * spec.obs_horizon for k, v in frame.items()}
-    success, reward = [], []
+    success: list[Tensor] = []
+    reward: list[Tensor] = []
     while len(success) < env.max_steps:
         draws = [policy.alg.act_noise(g, 1) for g in generators]
         chunk = policy.act(window, {k: torch.cat([d[k] for d in draws]) for k in draws[0]})

@@ -6,7 +6,7 @@ plan   what was asked: `name`, `question`, `axes` {key: [values]}, `points` [{tr
        `data` [{file, digest, ...}], `versions`
 start  `trial`, `attempt`, `step` where it starts or continues
 train  `trial`, `seed`, `step`, `metrics` {name: mean since the last report}, `seconds` of training so far
-eval   `trial`, `seed`, `step`, `digest` of the acting weights, `env`, `episode_seeds` and, one entry per episode,
+eval   `trial`, `seed`, `step`, `digest` of the checkpoint, `env` {id, ...}, `episode_seeds` and, one entry per episode,
        `success_once`, `success_at_end`, `return`, `length`, `seconds`
 note   `trial`, `text`: something a reader should know (a damaged checkpoint, a retried evaluation)
 end    `trial`, `status` completed | diverged | failed, `reason`, `step`, `diverged` {seed: reason}, `cost` {...}

@@ -1,6 +1,7 @@
 """One run of one point: train, checkpoint, evaluate, and say what happened. Knows nothing of Ray."""
 
 import dataclasses
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ class _Run:
         self.alg = make(cfg.algo, dataset.spec)
         self.evaluated = set(evaluated)
         self.diverged: dict[int, str] = {}
-        self.cost = {"train_seconds": 0.0, "eval_seconds": 0.0, "wait_seconds": 0.0}
+        self.cost = {"train_seconds": 0.0, "eval_seconds": 0.0, "final_eval_seconds": 0.0, "wait_seconds": 0.0}
         self.began = time.perf_counter()
 
     def updates(self) -> Iterator[Update]:
@@ -167,6 +168,8 @@ class _Run:
                 continue
             self.evaluated.add(r.step)
             self.cost["eval_seconds"] += r.seconds
+            if r.step == self.cfg.train.steps:
+                self.cost["final_eval_seconds"] = r.seconds
             records += [eval_record(self.cfg, self.trial, seed, r) for seed in r.episodes]
         return records
 
@@ -181,7 +184,7 @@ class _Run:
             "reason": "the final evaluation is missing" if missing else reason,
             "step": step,
             "diverged": {str(s): why for s, why in self.diverged.items()},
-            "cost": {**self.cost, "wall_seconds": time.perf_counter() - self.began},
+            "cost": {**self.cost, "wall_seconds": time.perf_counter() - self.began, **_memory()},
         }
 
 
@@ -202,6 +205,15 @@ def eval_record(cfg: RunConfig, trial: str, seed: int, result: EvalResult) -> Re
         "length": e.length,
         "seconds": result.seconds,
     }
+
+
+def _memory() -> dict[str, int]:
+    """Peak of this process, and what it shares with no other; Linux tells both."""
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rollup = Path("/proc/self/smaps_rollup")
+    lines = rollup.read_text().splitlines() if rollup.exists() else []
+    private = sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return {"peak_bytes": peak, "private_bytes": private}
 
 
 def _finite(tree: Any) -> bool:

@@ -45,7 +45,7 @@ def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) ->
     members = len(cfg.train.seeds)
     generators = [Generator(cfg.train.device) for _ in range(members)]
     for g, saved in zip(generators, resume.generators, strict=True):
-        g.set_state(saved.cpu())
+        g.set_state(saved.cpu().clone())  # torch 2.13 crashes on a view that does not start its storage
     hp = hparams(cfg.algo, cfg.train.device)
     single = members == 1
     # a lone member is not sent through vmap, which costs it time

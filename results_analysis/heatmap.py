@@ -87,7 +87,7 @@ def title(sweep: Sweep, grid: Grid) -> str:
     seeds = [s for t in grid.trials for s in t.seeds]
     finals = [s.final for s in seeds if s.final]
     steps, numbers = {t.steps for t in grid.trials}, sorted({s.seed for s in seeds})
-    env = ", ".join(sorted({str(r["env"]) for s in seeds for r in s.evals}))
+    env = ", ".join(sorted({r["env"]["id"] for s in seeds for r in s.evals}))
     episodes = {len(f["success_once"]) for f in finals}
     facts = [
         f"{_span(episodes)} evaluation episodes per seed" if episodes else "no final evaluation yet",
@@ -164,7 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(title(sweep, grid))
     print(table(sweep, grid.trials))
     print(f"wrote {args.folder / 'heatmap.png'} and heatmap.csv")
-    print(f"curves: tensorboard --logdir {shlex.quote(str(args.folder / 'tb'))}")
+    tensorboard = Path(sys.executable).with_name("tensorboard")
+    command = [
+        os.path.relpath(tensorboard) if tensorboard.exists() else "tensorboard",
+        "--logdir",
+        str(args.folder / "tb"),
+    ]
+    print(f"curves: {shlex.join(command)}")
     return 0
 
 

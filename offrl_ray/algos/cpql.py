@@ -224,8 +224,8 @@ class _Cpql:
         self, policy: fn.Params, teacher: fn.Params, batch: Batch, cond: Tensor, noise: Noise
     ) -> tuple[Tensor, Metrics]:
         c = self.cfg
-        t_c = torch.lerp(*noise["t_c"].new_tensor([c.cons_t_min, c.cons_t_max]), noise["t_c"])
-        delta = torch.lerp(*noise["delta"].new_tensor([c.cons_delta_min, c.cons_delta_max]), noise["delta"])
+        t_c = c.cons_t_min + (c.cons_t_max - c.cons_t_min) * noise["t_c"]
+        delta = c.cons_delta_min + (c.cons_delta_max - c.cons_delta_min) * noise["delta"]
         t_plus = (t_c + delta).clamp_max(c.cons_t_max)
         args = (noise["x_0"], batch.action, t_plus, cond, c.teacher_steps)
         loss = consistency_loss(self.v, policy, teacher, *args).mean()
@@ -277,7 +277,7 @@ class _Cpql:
             "q_policy": (hp["alpha"], grad(self.value_term, has_aux=True)(policy, critic, cond, noise, hp)),
         }
         metrics: Metrics = {}
-        total, loss = 0.0, 0.0
+        total, loss = torch.zeros(()), torch.zeros(())
         for name, (weight, (tree, m)) in terms.items():
             g = fn.ravel(tree)
             metrics |= {**m, f"grad_norm_{name}": g.norm()}

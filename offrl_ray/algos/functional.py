@@ -28,7 +28,7 @@ def stateless(module: Callable[[], nn.Module]) -> Callable[..., Tensor]:
     """The module's forward as a function `f(params, *inputs)`; its own parameters take no memory."""
     with torch.device("meta"):
         built = module()
-    return lambda params, *inputs: cast(Tensor, torch.func.functional_call(built, params, inputs))
+    return lambda params, *inputs: cast(Tensor, torch.func.functional_call(built, params, inputs, tie_weights=False))
 
 
 def ravel(params: Params) -> Tensor:

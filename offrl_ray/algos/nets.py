@@ -89,6 +89,16 @@ class FilmBlock(nn.Module):
         return self.second(scale * self.first(x) + bias) + self.skip(x)
 
 
+class FilmPair(nn.Module):
+    def __init__(self, inputs: int, outputs: int, cond: int, kernel: int, groups: int):
+        super().__init__()
+        self.first = FilmBlock(inputs, outputs, cond, kernel, groups)
+        self.second = FilmBlock(outputs, outputs, cond, kernel, groups)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return self.second(self.first(x, cond), cond)
+
+
 class Unet1d(nn.Module):
     """Velocity field as the conditional 1-D U-Net of Diffusion Policy (Chi et al. 2023): shapes as `ResMlp`.
 
@@ -102,28 +112,26 @@ class Unet1d(nn.Module):
         self.time_dim = time_dim
         self.time = nn.Sequential(nn.Linear(time_dim, 4 * time_dim), nn.Mish(), nn.Linear(4 * time_dim, time_dim))
 
-        def film(inputs: int, outputs: int) -> FilmBlock:
-            return FilmBlock(inputs, outputs, time_dim + cond_dim, kernel, groups)
+        def pair(inputs: int, outputs: int) -> FilmPair:
+            return FilmPair(inputs, outputs, time_dim + cond_dim, kernel, groups)
 
         pairs = list(zip([action_dim, *widths[:-1]], widths, strict=True))
-        last = widths[-1]
-        self.down = nn.ModuleList([nn.ModuleList([film(i, o), film(o, o)]) for i, o in pairs])
+        self.down = nn.ModuleList([pair(i, o) for i, o in pairs])
         self.shrink = nn.ModuleList([nn.Conv1d(w, w, 3, 2, 1) for w in widths[:-1]])
-        self.mid = nn.ModuleList([film(last, last), film(last, last)])
-        self.up = nn.ModuleList([nn.ModuleList([film(2 * o, i), film(i, i)]) for i, o in reversed(pairs[1:])])
+        self.mid = pair(widths[-1], widths[-1])
+        self.up = nn.ModuleList([pair(2 * o, i) for i, o in reversed(pairs[1:])])
         self.grow = nn.ModuleList([nn.ConvTranspose1d(i, i, 4, 2, 1) for i, _ in reversed(pairs[1:])])
         self.out = nn.Sequential(ConvBlock(widths[0], widths[0], kernel, groups), nn.Conv1d(widths[0], action_dim, 1))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         cond = torch.cat([self.time(sinusoidal(t, self.time_dim)), cond], dim=1)
         h, skips = x.transpose(1, 2), []
-        for level, (first, second) in enumerate(self.down):
-            h = second(first(h, cond), cond)
+        for level, block in enumerate(self.down):
+            h = block(h, cond)
             skips.append(h)
             if level < len(self.shrink):
                 h = self.shrink[level](h)
-        for block in self.mid:
-            h = block(h, cond)
-        for (first, second), grow in zip(self.up, self.grow, strict=True):
-            h = grow(second(first(torch.cat([h, skips.pop()], dim=1), cond), cond))
+        h = self.mid(h, cond)
+        for block, grow in zip(self.up, self.grow, strict=True):
+            h = grow(block(torch.cat([h, skips.pop()], dim=1), cond))
         return self.out(h).transpose(1, 2)

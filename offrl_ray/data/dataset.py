@@ -7,7 +7,7 @@ has no action and no reward.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def _padding(action: np.ndarray, control_mode: str) -> np.ndarray:
 
 
 def _standard(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    return ((x - np.float32(mean)) / np.float32(std)).astype(np.float32)
+    return ((x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).astype(np.float32)
 
 
 def _spec(
@@ -166,13 +166,12 @@ class Dataset:
 
     def draw(self, generator: Generator, batch_size: int) -> Tensor:
         """Indices [B] of random chunks: uniform over all, or over each file with the files' weights."""
-        g = {"generator": generator, "device": self.device}
         if not len(self._weights):
-            return torch.randint(len(self), (batch_size,), **g)
+            return torch.randint(len(self), (batch_size,), generator=generator, device=self.device)
         share = (self._weights / self._weights.sum()).cumsum(0)[:-1]
-        file = (torch.rand(batch_size, 1, dtype=torch.float64, **g) >= share).sum(1)
-        u = torch.rand(batch_size, dtype=torch.float64, **g)
-        return self._offsets[file] + (u * self._counts[file]).long()
+        u = torch.rand(2, batch_size, dtype=torch.float64, generator=generator, device=self.device)
+        file = (u[0, :, None] >= share).sum(1)
+        return self._offsets[file] + (u[1] * self._counts[file]).long()
 
     def batch(self, indices: Tensor) -> Batch:
         """Chunks at `indices`, [B] or [P, B]; every field has the same leading axes."""
@@ -201,4 +200,4 @@ class Dataset:
 
 def nbytes(arrays: Arrays) -> int:
     """Memory of a data set, once per node however many trials share it."""
-    return sum(cast(int, a.nbytes) for a in arrays.values())
+    return sum(a.nbytes for a in arrays.values())

@@ -1,0 +1,218 @@
+"""offrl-ray: collect, data check, train, evaluate, describe. Exit codes: 0 done, 1 failed, 2 bad input."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from offrl_ray import __version__
+from offrl_ray.errors import UsageError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script."""
+    args = _parser().parse_args(argv)
+    try:
+        command: Callable[[argparse.Namespace], int] = args.command
+        return command(args)
+    except UsageError as e:
+        print(f"{len(e.problems)} problem{'s' * (len(e.problems) > 1)}:\n{e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="offrl-ray",
+        description="Which offline-RL variant works on your robot data, and why do the others fail?",
+        epilog="Sweeps are scripts: python tune_configs/tune_cpql.py --help",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("collect", help="record demonstrations of a scripted expert in the real simulator")
+    p.add_argument("--env-id", required=True, help="LiftPegUpright-v1, PushCube-v1 or PickCube-v1")
+    p.add_argument("--episodes", type=int, default=200)
+    p.add_argument(
+        "--noise", type=_numbers, default=(0.0,), help="standard deviations of action noise, in turn: 0,0.1,0.3"
+    )
+    p.add_argument("--seed", type=int, default=0, help="episode i starts from seed + i")
+    p.add_argument("--out", type=Path, required=True, help="FILE.h5; FILE.json is written beside it")
+    p.add_argument("--workers", type=int, default=1, help="processes; the file does not depend on them")
+    p.set_defaults(command=_collect)
+
+    data = commands.add_parser("data", help="look at trajectory files").add_subparsers(required=True, metavar="COMMAND")
+    p = data.add_parser("check", help="what is in a file, and everything that is wrong with it")
+    p.add_argument("file", type=Path)
+    p.add_argument("--control-mode", default="pd_ee_delta_pose", help="needed control mode (default: pd_ee_delta_pose)")
+    p.add_argument("--reward-mode", default="sparse", help="needed reward mode (default: sparse)")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(command=_data_check)
+
+    p = commands.add_parser("train", help="train one point, without Ray")
+    p.add_argument("variant")
+    p.add_argument("--data", action="append", required=True, help="trajectory file; repeat for more")
+    p.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is continued")
+    p.add_argument("--steps", type=int, help="updates")
+    p.add_argument("--seeds", type=_integers, help="members trained together: 0,1,2")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting: algo.alpha=0.05")
+    p.set_defaults(command=_train)
+
+    p = commands.add_parser("evaluate", help="roll a checkpoint's policies out")
+    p.add_argument("checkpoint", type=Path, help="a folder step_...")
+    p.add_argument("--episodes", type=int, default=50)
+    p.add_argument("--seed", type=int, default=10_000, help="episode i starts from seed + i")
+    p.add_argument("--json", action="store_true", help="print one JSON object with every episode")
+    p.set_defaults(command=_evaluate)
+
+    p = commands.add_parser("describe", help="every setting of a variant, its default and meaning")
+    p.add_argument("variant")
+    p.set_defaults(command=_describe)
+    return parser
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(x) for x in text.split(","))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in text.split(","))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from offrl_ray.collect import collect
+
+    summary = collect(args.env_id, args.episodes, args.noise, args.seed, args.out, workers=args.workers, progress=_say)
+    _say(str(summary))
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from offrl_ray.data import hdf5
+
+    found = hdf5.inspect(args.file, control_mode=args.control_mode, reward_mode=args.reward_mode)
+    summary = found.summary()
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        for key, value in summary.items():
+            if key != "problems":
+                shown = " ".join(f"{v:.3g}" for v in value) if key.startswith("action_") else value
+                print(f"{key:13} {shown}")
+        print("problems      " + ("\n".join(f"\n- {p}" for p in found.problems) or "none"))
+    return 2 if found.problems else 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from offrl_ray import records, run
+    from offrl_ray.config import digest, parse_assignments, resolve, to_dict
+    from offrl_ray.data import hdf5
+    from offrl_ray.data.dataset import Dataset
+    from offrl_ray.evaluate import LocalEvaluator, open_env
+
+    files = [str(Path(f).resolve()) for f in args.data]
+    flags = {"train.steps": args.steps, "train.seeds": args.seeds}
+    flat = {"algo.name": args.variant, "data.files": files} | {k: v for k, v in flags.items() if v is not None}
+    try:
+        cfg = resolve(flat | parse_assignments(args.set))
+    except UsageError as e:
+        raise UsageError(e.problems + [p for f in files for p in hdf5.inspect(f).problems]) from None
+    data = run.load_data(cfg)
+    cfg = run.in_env(cfg, data.env_id)
+    evaluator = LocalEvaluator(lambda: open_env(cfg.env))
+    trial, evaluated = "train", frozenset[int]()
+    plan = {
+        "trial": trial,
+        "point": {},
+        "config": to_dict(cfg),
+        "seeds": list(cfg.train.seeds),
+        "steps": cfg.train.steps,
+    }
+    if (args.out / records.FILE).exists():
+        log = records.read(args.out).records
+        before = next((r for r in log if r["kind"] == "plan"), None)
+        if before is None or before["digest"] != digest(cfg):
+            raise UsageError([f"{args.out} holds another run; choose another --out, or delete the folder"])
+        evaluated = frozenset(r["step"] for r in log if r["kind"] == "eval")
+    status = ""
+    with records.Writer(args.out) as writer:
+        if not writer.count:
+            fields = {"name": args.variant, "question": "", "axes": {}, "points": [plan], "digest": digest(cfg)}
+            writer.write("plan", **fields, data=data.files, versions={"offrl-ray": __version__})
+        began = time.monotonic()
+        dataset = Dataset(data.arrays, data.spec, cfg.train.device)
+        for update in run.run(cfg, dataset, args.out / "trials" / trial, evaluator, trial, evaluated):
+            for record in update.records:
+                writer.write(**record, time=time.time())
+                status = record.get("status", status)
+                if line := _line(record):
+                    _say(line)
+            if 0 < update.step < cfg.train.steps:
+                left = (time.monotonic() - began) * (cfg.train.steps / update.step - 1)
+                _say(f"{update.step}/{cfg.train.steps} updates, about {left:.0f} s left")
+    _say(f"records: {args.out / records.FILE}\ncheckpoints: {args.out / 'trials' / trial}")
+    return 0 if status == "completed" else 1
+
+
+def _line(record: dict[str, Any]) -> str:
+    if record["kind"] == "eval":
+        rate = sum(record["success_once"]) / len(record["success_once"])
+        end = sum(record["success_at_end"]) / len(record["success_at_end"])
+        return f"  step {record['step']} seed {record['seed']}: success_once {rate:.2f}, success_at_end {end:.2f}"
+    if record["kind"] == "train":
+        m = record["metrics"]
+        shown = ", ".join(f"{k} {m[k]:.4g}" for k in ("policy_loss", "critic_loss", "q_mean") if k in m)
+        return f"  step {record['step']} seed {record['seed']}: {shown}"
+    if record["kind"] == "end":
+        return f"{record['status']} {record['reason']}".rstrip()
+    return record.get("text", "")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from scipy.stats import binomtest
+
+    from offrl_ray import checkpoint
+    from offrl_ray.evaluate import EvalRequest, acting, evaluate_members, open_env
+
+    if args.episodes < 1 or args.seed < 0:
+        raise UsageError([f"--episodes must be >= 1 and --seed >= 0, but got {args.episodes} and {args.seed}"])
+    found = checkpoint.load(args.checkpoint)
+    cfg = dataclasses.replace(
+        found.cfg, eval=dataclasses.replace(found.cfg.eval, episodes=args.episodes, seed=args.seed)
+    )
+    members = {s: acting(found.snapshot.state, i) for i, s in enumerate(cfg.train.seeds)}
+    result = evaluate_members(
+        EvalRequest(found.snapshot.step, found.digest, cfg, found.spec, members), open_env(cfg.env)
+    )
+    if args.json:
+        episodes = {str(s): e._asdict() for s, e in result.episodes.items()}
+        print(json.dumps({"checkpoint": str(args.checkpoint), "digest": found.digest, "seeds": episodes}))
+        return 0
+    print(f"{args.checkpoint}: {cfg.env.id}, {args.episodes} episodes from seed {args.seed}; 95 % Wilson intervals")
+    for seed, e in result.episodes.items():
+        rates = []
+        for name, hits in (("success_once", sum(e.success_once)), ("success_at_end", sum(e.success_at_end))):
+            ci = binomtest(hits, args.episodes).proportion_ci(method="wilson")
+            rates.append(f"{name} {hits / args.episodes:.2f} [{ci.low:.2f}, {ci.high:.2f}]")
+        mean = sum(e.ret) / args.episodes
+        print(f"seed {seed}: {', '.join(rates)}, return {mean:.2f}, length {sum(e.length) / args.episodes:.1f}")
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from offrl_ray.config import describe
+
+    for row in describe(args.variant):
+        print(f"{row.key:28} {row.default!s:16} {'swept ' if row.swept else '      '}{row.meaning}")
+    return 0

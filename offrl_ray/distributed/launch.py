@@ -1,0 +1,242 @@
+"""From a sweep script's declaration to a finished folder."""
+
+import argparse
+import os
+import platform
+import re
+import secrets
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import platformdirs
+
+from offrl_ray import records, run
+from offrl_ray.collect import collect
+from offrl_ray.config import parse_assignments
+from offrl_ray.distributed import session
+from offrl_ray.errors import UsageError
+from offrl_ray.sweep.plan import Demos, Plan, Preset, Sweep, plan, plan_record
+
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
+
+
+def main(sweep: Sweep, argv: list[str] | None = None) -> int:
+    """Run a sweep script. Exit code 0: every point ended; 1: some did not; 2: bad input, nothing was started."""
+    args = _parser(sweep).parse_args(argv)
+    try:
+        return _main(sweep, args)
+    except UsageError as e:
+        print(f"{len(e.problems)} problem{'s' * (len(e.problems) > 1)}:\n{e}", file=sys.stderr)
+        return 2
+
+
+def _parser(sweep: Sweep) -> argparse.ArgumentParser:
+    presets = "\n".join(f"  {name:8} {p.about}" for name, p in sweep.presets.items())
+    axes = "\n".join(f"  {k} in {', '.join(map(str, v))}" for k, v in sweep.axes.items())
+    parser = argparse.ArgumentParser(
+        description=f"{sweep.question}\n\naxes:\n{axes}\n\npresets:\n{presets}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"`offrl-ray describe {sweep.variant}` lists every key that --set takes.",
+    )
+    parser.add_argument("--preset", default="quick", help="size of the sweep (default: quick)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
+    parser.add_argument("--name", help=f"default: {sweep.name}-PRESET")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of all points, or an axis: K=A,B",
+    )
+    parser.add_argument(
+        "--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the points and stop")
+    return parser
+
+
+def _main(sweep: Sweep, args: argparse.Namespace) -> int:
+    name = args.name or f"{sweep.name}-{args.preset}"
+    problems = [] if NAME.match(name) else [f"--name must match {NAME.pattern}, but got {name!r}"]
+    assignments = parse_assignments(args.set)
+    files = _files(sweep, args.preset, assignments)
+    try:
+        grid = plan(sweep, args.preset, assignments, files)
+    except UsageError as e:
+        raise UsageError(problems + e.problems) from None
+    if problems:
+        raise UsageError(problems)
+    preset = sweep.presets[args.preset]
+    print(_describe(sweep, preset, grid))
+    if args.dry_run:
+        return 0
+    folder = (args.out / name).resolve()
+    if "data.files" not in assignments:
+        _collect_once(preset.demos, Path(files[0]))
+    data, grid = _load(grid)
+    with _only_driver(folder):
+        return _sweep(sweep, args, preset, grid, data, folder)
+
+
+def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[str]:
+    given = assignments.get("data.files")
+    if given is not None:
+        return [str(Path(f).resolve()) for f in (given if isinstance(given, list) else [given])]
+    demos = sweep.presets[preset].demos if preset in sweep.presets else next(iter(sweep.presets.values())).demos
+    return [str(platformdirs.user_cache_path("offrl-ray") / "demos" / demos.file_name)]
+
+
+def _describe(sweep: Sweep, preset: Preset, grid: Plan) -> str:
+    first = grid.points[0].cfg
+    lines = [sweep.question, ""]
+    lines += [f"  {p.trial}" for p in grid.points]
+    merged = f" ({grid.merged} more were the same run as one of these)" if grid.merged else ""
+    r = preset.resources
+    return "\n".join(
+        [
+            *lines,
+            f"{len(grid.points)} points{merged} x seeds {', '.join(map(str, first.train.seeds))}, "
+            f"{first.train.steps} updates of {first.train.batch_size} chunks, {first.eval.episodes} episodes per seed "
+            f"every {first.eval.every} updates and at the end",
+            f"per trial {r.cpus_per_trial:g} CPU, {r.gpus_per_trial:g} GPU; {r.evaluators} evaluation actors of "
+            f"{r.cpus_per_evaluator:g} CPU, {r.gpus_per_evaluator:g} GPU; data {', '.join(first.data.files)}",
+        ]
+    )
+
+
+def _collect_once(demos: Demos, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        if path.exists():
+            return
+        print(f"collecting {demos.episodes} demonstrations of {demos.env_id} into {path}, once")
+        workers = os.cpu_count() or 1
+        collect(demos.env_id, demos.episodes, demos.noise, demos.seed, path, workers=workers, progress=_say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+class Loaded(NamedTuple):
+    data: list[run.Data]  # each distinct data setting once
+    of_point: list[int]
+
+
+def _load(grid: Plan) -> tuple[Loaded, Plan]:
+    """Read and check all data; the plan comes back with its environments named."""
+    index: dict[Any, int] = {}
+    data: list[run.Data] = []
+    points = []
+    for p in grid.points:
+        key = (p.cfg.data, p.cfg.env)
+        if key not in index:
+            index[key] = len(data)
+            data.append(run.load_data(p.cfg))
+        points.append(p._replace(cfg=run.in_env(p.cfg, data[index[key]].env_id)))
+    return Loaded(data, [index[p.cfg.data, p.cfg.env] for p in grid.points]), grid._replace(points=points)
+
+
+class _only_driver:
+    """One driver per folder, for as long as it lives."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / ".lock"
+        self._lock = filelock.FileLock(self._path)
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UsageError(
+                [f"{self._path.parent} is being written by another driver; wait for it or use --name"]
+            ) from None
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, data: Loaded, folder: Path) -> int:
+    log = records.read(folder).records if (folder / records.FILE).exists() else []
+    before = next((r for r in log if r["kind"] == "plan"), None)
+    if before and before["digest"] != grid.digest:
+        raise UsageError([f"{folder} holds another sweep, its plan differs; use --name, or delete the folder"])
+    todo = _open_points(folder, grid)
+    if before and todo:
+        print(f"{folder}: going on with the {len(todo)} of {len(grid.points)} points that have not ended")
+    if todo:
+        with records.Writer(folder) as writer:
+            if not before:
+                versions = {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
+                writer.write(**plan_record(sweep, args.preset, grid, data.data[0].files, versions))
+            _fit(args.address, preset, grid, data, todo, writer, folder)
+    left = [grid.points[i].trial for i in _open_points(folder, grid)]
+    print(f"{len(grid.points) - len(left)} of {len(grid.points)} points have ended")
+    print(f"records: {folder / records.FILE}\ncurves:  tensorboard --logdir {folder / 'tb'}")
+    if left:
+        print(f"the same command goes on with {', '.join(left)}", file=sys.stderr)
+    return 1 if left else 0
+
+
+def _fit(
+    address: str, preset: Preset, grid: Plan, data: Loaded, todo: list[int], writer: records.Writer, folder: Path
+) -> None:
+    """Train the points `todo`; returns when each has ended or failed for good."""
+    namespace = f"offrl-{grid.digest}-{secrets.token_hex(4)}"
+    with session.ray_session(address, namespace):
+        # imported here, so that --help and bad input answer at once
+        from ray import tune
+
+        from offrl_ray.distributed import callbacks, evaluators, trainable
+
+        r = preset.resources
+        actors = evaluators.start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator)
+        shared = trainable.Shared(
+            folder=folder,
+            points=grid.points,
+            data=[(d.arrays, d.spec) for d in data.data],
+            data_of=data.of_point,
+            evaluated=_evaluated(folder),
+            evaluators=[f"evaluator-{i}" for i in range(len(actors))],
+            namespace=namespace,
+        )
+        events = callbacks.EventFiles(folder / "tb")
+        progress = callbacks.Progress([grid.points[i] for i in todo], _say)
+        trial = tune.with_resources(
+            tune.with_parameters(trainable.Trial, shared=shared), {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}
+        )
+        tune.Tuner(
+            trial,
+            param_space={"point": tune.grid_search(todo)},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=str(folder),
+                callbacks=[callbacks.Ledger(writer, events, progress, grid.points)],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+            ),
+        ).fit()
+        events.close()
+
+
+def _evaluated(folder: Path) -> dict[str, frozenset[int]]:
+    steps: dict[str, set[int]] = {}
+    for r in records.read(folder).records:
+        if r["kind"] == "eval":
+            steps.setdefault(r["trial"], set()).add(r["step"])
+    return {trial: frozenset(s) for trial, s in steps.items()}
+
+
+def _open_points(folder: Path, grid: Plan) -> list[int]:
+    """Indices of the points without an end; a failed one is open again."""
+    ended: dict[str, str] = {}
+    if (folder / records.FILE).exists():
+        ended = {r["trial"]: r["status"] for r in records.read(folder).records if r["kind"] == "end"}
+    return [i for i, p in enumerate(grid.points) if ended.get(p.trial, "failed") == "failed"]
