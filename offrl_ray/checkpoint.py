@@ -1,13 +1,14 @@
 """Checkpoints that are complete or absent: DIR/step_00002000/{state.pt, manifest.json}.
 
-Written to a temporary folder, synced and renamed; the manifest holds the digest of the tensors, so a flipped bit is
+Written to a temporary folder, synced and renamed; the digest covers tensors and manifest, so a flipped bit is
 found. Loading never unpickles anything but tensors.
 """
 
-import contextlib
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -18,18 +19,22 @@ import torch
 from offrl_ray import __version__
 from offrl_ray.config import RunConfig, from_dict, to_dict
 from offrl_ray.errors import UsageError
+from offrl_ray.records import sync
 from offrl_ray.train import Snapshot
 from offrl_ray.types import Spec
 
 FORMAT = 1
 TENSORS, MANIFEST = "state.pt", "manifest.json"
+NAME = re.compile(r"step_([0-9]{8,})\Z", re.ASCII)
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, EOFError, pickle.UnpicklingError)
 
 
 class Checkpoint(NamedTuple):
     snapshot: Snapshot
     cfg: RunConfig
     spec: Spec
-    digest: str  # SHA-256 of the tensors' file
+    digest: str  # of tensors, config and spec
+    seconds: float  # of training so far
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -38,76 +43,93 @@ def path_of(folder: Path, step: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """Steps that have a checkpoint in the folder, oldest first."""
-    return sorted(int(p.name[5:]) for p in folder.glob("step_*") if p.name[5:].isdigit())
+    names = (NAME.match(p.name) for p in folder.glob("step_*"))
+    return sorted(int(m[1]) for m in names if m)
 
 
-def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec) -> str:
+def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: float = 0.0) -> str:
     """Write one checkpoint and return its digest; one of the same step is replaced."""
     final = path_of(folder, snapshot.step)
-    temporary = folder / f".{final.name}.{uuid.uuid4().hex}"
+    temporary, replaced = (folder / f".{final.name}.{uuid.uuid4().hex}" for _ in range(2))
     temporary.mkdir(parents=True)
     try:
         with (temporary / TENSORS).open("wb") as f:
             torch.save({"state": snapshot.state, "generators": snapshot.generators}, f)
             f.flush()
             os.fsync(f.fileno())
-        digest = _sha256(temporary / TENSORS)
         manifest = {
             "format": FORMAT,
             "step": snapshot.step,
-            "size": (temporary / TENSORS).stat().st_size,
-            "sha256": digest,
             "config": to_dict(cfg),
             "spec": spec.__dict__,
             "versions": {"offrl_ray": __version__, "torch": torch.__version__},
         }
-        with (temporary / MANIFEST).open("w") as f:
-            json.dump(manifest, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(folder)
-    except BaseException:
+        digest = digest_of(manifest, temporary / TENSORS)
+        with (temporary / MANIFEST).open("w") as g:
+            json.dump({**manifest, "digest": digest, "seconds": seconds}, g, indent=1)
+            g.flush()
+            os.fsync(g.fileno())
+        _put_in_place(temporary, final, replaced)
+        sync(folder)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        shutil.rmtree(replaced, ignore_errors=True)
     return digest
 
 
-def load(path: str | Path, device: str = "cpu") -> Checkpoint:
+def _put_in_place(new: Path, final: Path, aside: Path) -> None:
+    if final.exists():
+        os.rename(final, aside)
+    try:
+        new.rename(final)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, final)
+        raise
+
+
+def load(path: str | Path) -> Checkpoint:
     """Raises UsageError if the checkpoint is missing, damaged or of another format."""
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        digest, seconds = manifest.pop("digest"), float(manifest.pop("seconds"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-        if _sha256(path / TENSORS) != manifest["sha256"]:
-            raise ValueError(f"{TENSORS} differs from its digest")
-        tensors = torch.load(path / TENSORS, weights_only=True, map_location=device)
+        if digest_of(manifest, path / TENSORS) != digest:
+            raise ValueError(f"{TENSORS} or {MANIFEST} differs from its digest")
+        if path_of(path.parent, manifest["step"]).name != path.resolve().name:
+            raise ValueError(f"it is of step {manifest['step']}")
+        tensors = torch.load(path / TENSORS, weights_only=True, map_location="cpu")
+        state, generators = tensors["state"], tensors["generators"]
         cfg, spec = from_dict(manifest["config"]), _spec(manifest["spec"])
+        if len(generators) != len(cfg.train.seeds) or "acting" not in state:
+            raise ValueError("its tensors are of another layout")
     except FileNotFoundError as e:
         raise UsageError(
-            [f"{path} is no checkpoint: {Path(e.filename).name} is missing; give a folder step_..."]
+            [f"{path} is no checkpoint, {Path(e.filename).name} is missing; give a folder step_..."]
         ) from None
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, EOFError) as e:
-        raise UsageError([f"{path} is damaged: {e!s}; use another checkpoint"]) from None
-    return Checkpoint(
-        Snapshot(manifest["step"], tensors["state"], tensors["generators"]), cfg, spec, manifest["sha256"]
-    )
+    except (*DAMAGE, UsageError) as e:
+        raise UsageError([f"{path} is damaged: {str(e).splitlines()[0]}; use another checkpoint"]) from None
+    return Checkpoint(Snapshot(manifest["step"], state, generators), cfg, spec, digest, seconds)
 
 
-def newest(folder: Path, device: str = "cpu") -> tuple[Checkpoint | None, list[str]]:
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest good checkpoint, and what was wrong with newer ones, which are set aside as *.corrupt."""
     problems: list[str] = []
     for step in reversed(steps(folder)):
         try:
-            return load(path_of(folder, step), device), problems
+            return load(path_of(folder, step)), problems
         except UsageError as e:
             problems += e.problems
-            broken = path_of(folder, step)
-            broken.rename(broken.with_name(f"{broken.name}.{uuid.uuid4().hex[:8]}.corrupt"))
+            set_aside(folder, step)
     return None, problems
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Keep a damaged checkpoint for a look at it, under a name that no run takes for a checkpoint."""
+    broken = path_of(folder, step)
+    broken.rename(broken.with_name(f"{broken.name}.{uuid.uuid4().hex[:8]}.corrupt"))
 
 
 def remove(folder: Path, step: int) -> None:
@@ -123,15 +145,9 @@ def _spec(fields: dict[str, Any]) -> Spec:
     return Spec(**tuples(fields))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can sync a folder
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def digest_of(manifest: dict[str, Any], tensors: Path) -> str:
+    """SHA-256 over the tensors' file and everything the manifest says."""
+    with tensors.open("rb") as f:
+        sha = hashlib.file_digest(f, "sha256")
+    sha.update(json.dumps(manifest, sort_keys=True).encode())
+    return sha.hexdigest()

@@ -6,10 +6,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offrl_ray import __version__
 from offrl_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    from offrl_ray.config import RunConfig
+    from offrl_ray.run import Data
+
+TRIAL = "train"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,53 +120,72 @@ def _data_check(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from offrl_ray import records, run
-    from offrl_ray.config import digest, parse_assignments, resolve, to_dict
-    from offrl_ray.data import hdf5
+    from offrl_ray.config import digest, to_dict
     from offrl_ray.data.dataset import Dataset
     from offrl_ray.evaluate import LocalEvaluator, open_env
+    from offrl_ray.sweep.ledger import Ledger
 
-    files = [str(Path(f).resolve()) for f in args.data]
-    flags = {"train.steps": args.steps, "train.seeds": args.seeds}
-    flat = {"algo.name": args.variant, "data.files": files} | {k: v for k, v in flags.items() if v is not None}
-    try:
-        cfg = resolve(flat | parse_assignments(args.set))
-    except UsageError as e:
-        raise UsageError(e.problems + [p for f in files for p in hdf5.inspect(f).problems]) from None
-    data = run.load_data(cfg)
-    cfg = run.in_env(cfg, data.env_id)
-    evaluator = LocalEvaluator(lambda: open_env(cfg.env))
-    trial, evaluated = "train", frozenset[int]()
-    plan = {
-        "trial": trial,
-        "point": {},
-        "config": to_dict(cfg),
-        "seeds": list(cfg.train.seeds),
-        "steps": cfg.train.steps,
-    }
-    if (args.out / records.FILE).exists():
-        log = records.read(args.out).records
-        before = next((r for r in log if r["kind"] == "plan"), None)
-        if before is None or before["digest"] != digest(cfg):
-            raise UsageError([f"{args.out} holds another run; choose another --out, or delete the folder"])
-        evaluated = frozenset(r["step"] for r in log if r["kind"] == "eval")
-    status = ""
+    cfg, data = _checked(args)
+    ledger = Ledger(args.out)
+    ledger.check(digest(cfg), data.files)
+    folder, status = args.out / "trials" / TRIAL, ""
+    if not ledger.is_open(TRIAL):
+        _say(f"{args.out}: this run has ended; nothing to do")
+        return 0
+    env = open_env(cfg.env)
     with records.Writer(args.out) as writer:
-        if not writer.count:
-            fields = {"name": args.variant, "question": "", "axes": {}, "points": [plan], "digest": digest(cfg)}
-            writer.write("plan", **fields, data=data.files, versions={"offrl-ray": __version__})
-        began = time.monotonic()
+        if ledger.plan is None:
+            point = {
+                "trial": TRIAL,
+                "point": {},
+                "config": to_dict(cfg),
+                "seeds": cfg.train.seeds,
+                "steps": cfg.train.steps,
+            }
+            plan = {"name": args.variant, "question": "", "axes": {}, "points": [point], "digest": digest(cfg)}
+            writer.write("plan", **plan, data=data.files, versions={"offrl-ray": __version__})
+        began, first = time.monotonic(), None
         dataset = Dataset(data.arrays, data.spec, cfg.train.device)
-        for update in run.run(cfg, dataset, args.out / "trials" / trial, evaluator, trial, evaluated):
+        evaluated = ledger.evaluated(TRIAL, cfg.train.seeds)
+        for update in run.run(cfg, dataset, folder, LocalEvaluator(lambda: env), TRIAL, evaluated):
             for record in update.records:
                 writer.write(**record, time=time.time())
                 status = record.get("status", status)
                 if line := _line(record):
                     _say(line)
-            if 0 < update.step < cfg.train.steps:
-                left = (time.monotonic() - began) * (cfg.train.steps / update.step - 1)
+            first = update.step if first is None else first
+            if first < update.step < cfg.train.steps:
+                left = (time.monotonic() - began) * (cfg.train.steps - update.step) / (update.step - first)
                 _say(f"{update.step}/{cfg.train.steps} updates, about {left:.0f} s left")
-    _say(f"records: {args.out / records.FILE}\ncheckpoints: {args.out / 'trials' / trial}")
+    _say(f"records: {args.out / records.FILE}\ncheckpoints: {folder}")
     return 0 if status == "completed" else 1
+
+
+def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":
+    """Config and data, or every problem of both."""
+    import torch
+
+    from offrl_ray import run
+    from offrl_ray.config import parse_assignments, resolve
+    from offrl_ray.sweep.ledger import place_problems
+
+    assignments, problems = parse_assignments(args.set)
+    problems += place_problems(args.out)
+    flags = {"train.steps": args.steps, "train.seeds": args.seeds}
+    flat = {"algo.name": args.variant, "data.files": [str(Path(f).resolve()) for f in args.data]}
+    flat |= {k: v for k, v in flags.items() if v is not None} | assignments
+    try:
+        cfg = resolve(flat)
+    except UsageError as e:
+        raise UsageError(problems + e.problems + run.data_problems(flat)) from None
+    try:
+        torch.zeros((), device=cfg.train.device)
+    except (RuntimeError, AssertionError) as e:
+        problems.append(f"train.device {cfg.train.device!r} cannot be used here: {str(e).splitlines()[0]}")
+    if problems:
+        raise UsageError(problems + run.data_problems(flat))
+    data = run.load_data(cfg)
+    return run.in_env(cfg, data.env_id), data
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -183,7 +208,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from scipy.stats import binomtest
 
     from offrl_ray import checkpoint
-    from offrl_ray.evaluate import EvalRequest, acting, evaluate_members, open_env
+    from offrl_ray.evaluate import EvalRequest, acting, evaluate_members, is_finite, open_env
 
     if args.episodes < 1 or args.seed < 0:
         raise UsageError([f"--episodes must be >= 1 and --seed >= 0, but got {args.episodes} and {args.seed}"])
@@ -192,6 +217,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         found.cfg, eval=dataclasses.replace(found.cfg.eval, episodes=args.episodes, seed=args.seed)
     )
     members = {s: acting(found.snapshot.state, i) for i, s in enumerate(cfg.train.seeds)}
+    diverged = [s for s, state in members.items() if not is_finite(state)]
+    for s in diverged:
+        print(f"seed {s} has diverged and is not evaluated", file=sys.stderr)
+        del members[s]
     result = evaluate_members(
         EvalRequest(found.snapshot.step, found.digest, cfg, found.spec, members), open_env(cfg.env)
     )

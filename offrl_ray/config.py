@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+import torch
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from offrl_ray.algos import VARIANTS, AlgoConfig
 from offrl_ray.data.dataset import Anchor
 from offrl_ray.errors import UsageError, did_you_mean
-from offrl_ray.fields import Count, Positive, config, swept_fields
+from offrl_ray.fields import Count, Number, Positive, config, swept_fields
 
 
 @config
@@ -52,7 +53,7 @@ class TrainConfig:
     """updates"""
     batch_size: Count = 256
     """chunks per update"""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Number, Field(ge=0, lt=2**64)], ...], Field(min_length=1)] = (0, 1, 2)
     """members trained together, one per seed"""
     report_every: Count = 500
     """updates per record of the training metrics"""
@@ -60,6 +61,15 @@ class TrainConfig:
     """torch device of the training"""
     threads: Count = 1
     """CPU threads of one training process; more than it owns makes everything crawl"""
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        try:
+            torch.device(value)
+        except RuntimeError:
+            raise ValueError("must be a torch device such as cpu, cuda or cuda:1") from None
+        return value
 
 
 @config
@@ -100,8 +110,10 @@ class RunConfig:
             rules.append(f"train.seeds must differ, but got {list(self.train.seeds)}")
         if self.env.sim_backend == "physx_cpu" and self.env.num_envs > 1:
             rules.append(f"env.num_envs must be 1 on physx_cpu, but is {self.env.num_envs}; use physx_cuda or lower it")
+        if self.eval.seed + self.eval.episodes > 2**32:
+            rules.append(f"eval.seed + eval.episodes must be <= 2**32, but got {self.eval.seed} + {self.eval.episodes}")
         if rules:
-            raise ValueError("; ".join(rules))
+            raise ValueError("\n".join(rules))
         return self
 
 
@@ -118,11 +130,12 @@ def parse(text: str) -> Any:
         return [parse(part) for part in text.split(",") if part] if "," in text else text
 
 
-def parse_assignments(items: list[str]) -> dict[str, Any]:
-    """['algo.alpha=0.05', ...] -> {key: value}. Raises UsageError for items without '='."""
-    if bad := [i for i in items if "=" not in i]:
-        raise UsageError(f"--set takes key=value, but got {i!r}, for example --set algo.alpha=0.05" for i in bad)
-    return {k.strip(): parse(v) for k, v in (i.split("=", 1) for i in items)}
+def parse_assignments(items: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """['algo.alpha=0.05', ...] -> {key: value}, and a problem for each item without '='."""
+    problems = [
+        f"--set takes key=value, but got {i!r}, for example --set algo.alpha=0.05" for i in items if "=" not in i
+    ]
+    return {k.strip(): parse(v) for k, v in (i.split("=", 1) for i in items if "=" in i)}, problems
 
 
 class Setting(NamedTuple):
@@ -137,15 +150,23 @@ def describe(variant: str) -> list[Setting]:
     if variant not in VARIANTS:
         raise UsageError([f"no variant {variant!r}; {did_you_mean(variant, VARIANTS)}"])
     roots = {**get_type_hints(RunConfig), "algo": VARIANTS[variant][0]}
-    return [s._replace(key=f"{root}.{s.key}") for root, cls in roots.items() for s in _settings(cls)]
+    found: dict[str, Setting] = {}
+    for root, cls in roots.items():
+        for s in _settings(cls):
+            key = f"{root}.{s.key}"
+            same = found.get(key)
+            # a field that two kinds of a block have is one setting
+            meaning = f"{same.meaning} | {s.meaning}" if same and same.meaning != s.meaning else s.meaning
+            found[key] = s._replace(key=key, meaning=meaning, default=same.default if same else s.default)
+    return list(found.values())
 
 
 def _settings(cls: Any) -> Iterator[Setting]:
     hints, swept = get_type_hints(cls), swept_fields(cls)
     for f in dataclasses.fields(cls):
         info = cls.__pydantic_fields__[f.name]
-        blocks = set(_blocks(hints[f.name]))
-        for block in sorted(blocks, key=lambda b: b.__name__):
+        blocks = list(_blocks(hints[f.name]))
+        for block in blocks:
             yield from (s._replace(key=f"{f.name}.{s.key}") for s in _settings(block))
         if not blocks:
             default = "required" if info.is_required() else info.get_default(call_default_factory=True)
@@ -164,7 +185,7 @@ def _blocks(hint: Any) -> Iterator[type]:
 def resolve(flat: Mapping[str, Any]) -> RunConfig:
     """Validated config from flat dotted keys; `algo.name` chooses the variant. Raises UsageError with all problems."""
     variant = flat.get("algo.name")
-    if variant not in VARIANTS:
+    if not isinstance(variant, str) or variant not in VARIANTS:
         raise UsageError([f"algo.name must be a variant, but is {variant!r}; {did_you_mean(str(variant), VARIANTS)}"])
     known = {s.key for s in describe(variant)}
     problems = [f"{k}: unknown key; {did_you_mean(k, known)}" for k in flat if k not in known]
@@ -172,21 +193,32 @@ def resolve(flat: Mapping[str, Any]) -> RunConfig:
     for key, value in flat.items():
         if key in known:
             _put(tree, key.split("."), value)
-    cfg = _validate(tree, problems)
+    found: dict[str, str] = {}
+    cfg = _validate(tree, found)
+    problems += found.values()
     if problems or cfg is None:
         raise UsageError(problems)
     return cfg
 
 
-def _validate(tree: dict[str, Any], problems: list[str]) -> RunConfig | None:
-    """Rules between fields are checked only where the fields are right: without the wrong ones it tries again."""
+def _validate(tree: dict[str, Any], found: dict[str, str]) -> RunConfig | None:
+    """The config, or None and the problems by place.
+
+    Rules between fields are checked only where the fields are right: without the wrong ones it tries again.
+    """
     try:
         return _RUN.validate_python(tree)
     except ValidationError as e:
-        problems += [_problem(d) for d in e.errors()]
-        wrong = [[str(part) for part in d["loc"]] for d in e.errors()]
-        if sum(_remove(tree, path) for path in wrong) and "data" in tree:
-            _validate(tree, problems)
+        removed = False
+        for error in e.errors():
+            path = [p for p in map(str, error["loc"]) if not p.isdigit() and p not in ("resmlp", "unet")]
+            for i, line in enumerate(_problem(error).splitlines()):
+                place = ".".join(path) + f"#{i}" * (error["type"] == "value_error")
+                if not any(f"{place}.".startswith(f"{known}.") for known in found if "#" not in known):
+                    found.setdefault(place, line)
+            removed |= _remove(tree, path)
+        if removed:
+            _validate(tree, found)
         return None
 
 
@@ -197,7 +229,7 @@ def _remove(tree: dict[str, Any], path: list[str]) -> bool:
             del tree[part]
             return True
         tree = tree.get(part, tree)
-    fields = [k for k in tree if k not in ("name", "files")] if path else []
+    fields = [k for k in tree if not isinstance(tree[k], dict) and k not in ("name", "files")]
     for k in fields:
         del tree[k]
     return bool(fields)

@@ -134,6 +134,11 @@ def acting(state: State, index: int) -> State:
     return _to(select({"acting": state["acting"]}, index), "cpu")
 
 
+def is_finite(state: State) -> bool:
+    """True if no tensor of a nested dict has a NaN or an infinity."""
+    return all(is_finite(v) if isinstance(v, dict) else bool(v.isfinite().all()) for v in state.values())
+
+
 class Evaluator(Protocol):
     """Where a run sends its evaluations. A run never waits inside `submit`."""
 

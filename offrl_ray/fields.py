@@ -9,7 +9,7 @@ import math
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from offrl_ray.types import Hparams
@@ -24,11 +24,19 @@ class _SweptMark:
 _MARK = _SweptMark()
 Swept = Annotated[T, _MARK]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Discount = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Number = BeforeValidator(_no_bool)
+Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Number, Field(ge=0, le=1)]
+Discount = Annotated[float, Number, Field(gt=0, lt=1)]
+Count = Annotated[int, Number, Field(ge=1)]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

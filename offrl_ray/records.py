@@ -4,7 +4,7 @@ A folder's `records.jsonl` is its truth; event files, tables and pictures are de
 
 plan   what was asked: `name`, `question`, `axes` {key: [values]}, `points` [{trial, point, config, seeds, steps}],
        `data` [{file, digest, ...}], `versions`
-start  `trial`, `attempt`, `step` where it starts or continues
+start  `trial`, `step` where it starts or continues
 train  `trial`, `seed`, `step`, `metrics` {name: mean since the last report}, `seconds` of training so far
 eval   `trial`, `seed`, `step`, `digest` of the checkpoint, `env` {id, ...}, `episode_seeds` and, one entry per episode,
        `success_once`, `success_at_end`, `return`, `length`, `seconds`
@@ -14,6 +14,7 @@ end    `trial`, `status` completed | diverged | failed, `reason`, `step`, `diver
 Numbers that are not finite are the strings "nan", "inf", "-inf", so every line is strict JSON; `float()` reads them.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -67,12 +68,14 @@ def read(folder: str | Path) -> RecordLog:
     """
     path = Path(folder) / FILE
     records, problems = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             records.append(decode(line))
-        except (ValueError, UnicodeDecodeError) as e:
-            torn = " (torn end)" if not line.endswith(b"\n") else ""
-            problems.append(f"{path}:{number}: {e}{torn}")
+        except (ValueError, RecursionError) as e:
+            problems.append(f"{path}:{number}: {e}")
+    if rest:  # a line counts when its end is written: the next writer cuts this one off
+        problems.append(f"{path}:{len(lines) + 1}: torn end")
     return RecordLog(records, problems)
 
 
@@ -86,6 +89,7 @@ class Writer:
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        sync(path.parent)
         content = path.read_bytes()
         os.ftruncate(self._fd, content.rfind(b"\n") + 1)
         self._seq = content.count(b"\n")
@@ -98,10 +102,13 @@ class Writer:
     def write(self, kind: str, **fields: Any) -> None:
         line = encode({"v": VERSION, "seq": self._seq, "kind": kind, **fields})
         size = os.fstat(self._fd).st_size
-        if os.write(self._fd, line) != len(line):
+        try:
+            if os.write(self._fd, line) != len(line):
+                raise OSError(f"record {self._seq} could only be written in part and was taken back; is the disk full?")
+            os.fsync(self._fd)
+        except OSError:
             os.ftruncate(self._fd, size)
-            raise OSError(f"record {self._seq} could only be written in part and was taken back; is the disk full?")
-        os.fsync(self._fd)
+            raise
         self._seq += 1
 
     def close(self) -> None:
@@ -112,3 +119,13 @@ class Writer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def sync(folder: Path) -> None:
+    """Make new and renamed names in a folder durable."""
+    with contextlib.suppress(OSError):  # not every file system can sync a folder
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -3,7 +3,7 @@
 import dataclasses
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,12 @@ import torch
 
 from offrl_ray import checkpoint
 from offrl_ray.algos import make
+from offrl_ray.algos.functional import select
 from offrl_ray.config import RunConfig, to_dict
 from offrl_ray.data import hdf5
 from offrl_ray.data.dataset import Arrays, Dataset, build
 from offrl_ray.errors import UsageError
-from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, acting
+from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, acting, is_finite
 from offrl_ray.train import Progress, Snapshot, start, train
 from offrl_ray.types import Spec
 
@@ -53,8 +54,20 @@ def load_data(cfg: RunConfig) -> Data:
         anchor=d.q_chunk_anchor,
         weights=d.weights,
     )
-    make(cfg.algo, spec)  # a network that does not fit is found here, before anything is written
+    check_network(cfg, spec)
     return Data(arrays, spec, files[0].env_id, [f.summary() for f in files])
+
+
+def data_problems(flat: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files of settings that are no valid config, as far as they can be understood."""
+    expect = {k: flat[f"env.{k}"] for k in ("control_mode", "reward_mode") if isinstance(flat.get(f"env.{k}"), str)}
+    files = [f for f in flat["data.files"] if isinstance(f, str)]
+    return [p for f in files for p in hdf5.inspect(f, **expect).problems]
+
+
+def check_network(cfg: RunConfig, spec: Spec) -> None:
+    """Raises UsageError if the variant's networks do not fit the data."""
+    make(cfg.algo, spec)
 
 
 def in_env(cfg: RunConfig, env_id: str) -> RunConfig:
@@ -93,6 +106,7 @@ class _Run:
     def updates(self) -> Iterator[Update]:
         snapshot, records = self._resume()
         yield Update(records, snapshot.step, False)
+        records = []
         for progress in train(self.cfg, self.alg, self.dataset, snapshot):
             snapshot = progress.snapshot
             records = self._train_records(progress)
@@ -112,14 +126,21 @@ class _Run:
         yield Update([*records, self._end(snapshot.step)], snapshot.step, True)
 
     def _resume(self) -> tuple[Snapshot, list[Record]]:
-        found, problems = checkpoint.newest(self.folder, self.cfg.train.device)
+        found, problems = checkpoint.newest(self.folder)
         if found and found.cfg != self.cfg:
             raise UsageError([f"{self.folder} holds checkpoints of another config; choose another folder"])
         snapshot = found.snapshot if found else start(self.cfg, self.alg)
+        self.cost["train_seconds"] = found.seconds if found else 0.0
         records: list[Record] = [{"kind": "start", "trial": self.trial, "step": snapshot.step}]
         records += [{"kind": "note", "trial": self.trial, "text": p} for p in problems]
         for step in checkpoint.steps(self.folder):
-            saved = checkpoint.load(checkpoint.path_of(self.folder, step), self.cfg.train.device)
+            path = checkpoint.path_of(self.folder, step)
+            try:
+                saved = checkpoint.load(path)
+            except UsageError as e:
+                records += [{"kind": "note", "trial": self.trial, "text": p} for p in e.problems]
+                checkpoint.set_aside(self.folder, step)
+                continue
             self._mark_diverged(saved.snapshot)
             if step not in self.evaluated:
                 self._submit(saved.snapshot, saved.digest)
@@ -127,7 +148,7 @@ class _Run:
 
     def _checkpoint(self, snapshot: Snapshot) -> None:
         """Save, evaluate, and drop older checkpoints whose evaluation a previous pause has reported."""
-        digest = checkpoint.save(self.folder, snapshot, self.cfg, self.dataset.spec)
+        digest = checkpoint.save(self.folder, snapshot, self.cfg, self.dataset.spec, self.cost["train_seconds"])
         for step in checkpoint.steps(self.folder)[:-KEEP]:
             if step in self.evaluated:
                 checkpoint.remove(self.folder, step)
@@ -157,8 +178,8 @@ class _Run:
 
     def _mark_diverged(self, snapshot: Snapshot) -> None:
         for i, seed in enumerate(self.cfg.train.seeds):
-            if seed not in self.diverged and not _finite(acting(snapshot.state, i)):
-                self.diverged[seed] = f"a weight of the acting policy is not finite at step {snapshot.step}"
+            if seed not in self.diverged and not is_finite(select(snapshot.state, i)):
+                self.diverged[seed] = f"a weight is not finite at step {snapshot.step}"
 
     def _eval_records(self, results: list[EvalResult]) -> list[Record]:
         records: list[Record] = []
@@ -214,9 +235,3 @@ def _memory() -> dict[str, int]:
     lines = rollup.read_text().splitlines() if rollup.exists() else []
     private = sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
     return {"peak_bytes": peak, "private_bytes": private}
-
-
-def _finite(tree: Any) -> bool:
-    if isinstance(tree, dict):
-        return all(_finite(v) for v in tree.values())
-    return bool(tree.isfinite().all())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from offrl_ray.algos.functional import select, stack
+from offrl_ray.algos.functional import select, stack, tree_map
 from offrl_ray.config import RunConfig
 from offrl_ray.data.dataset import Dataset
 from offrl_ray.fields import hparams
@@ -50,7 +50,8 @@ def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) ->
     single = members == 1
     # a lone member is not sent through vmap, which costs it time
     update = alg.update if single else torch.vmap(alg.update, in_dims=(0, 0, 0, None))
-    state = select(resume.state, 0) if single else resume.state
+    begin = tree_map(lambda t: t.to(cfg.train.device), resume.state)
+    state = select(begin, 0) if single else begin
     size, every = cfg.train.batch_size, cfg.train.report_every
     for done in range(resume.step, cfg.train.steps, every):
         began, total = time.perf_counter(), torch.zeros(())

@@ -27,6 +27,7 @@ the normaliser of L_Q has a floor `q_norm_eps`; the chunk starts at the current 
 "oldest"; actions are standardised, and the clamp is at the raw bounds +-1.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,6 +45,7 @@ from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec
 @config
 class Config:
     name: Literal["cpql"] = "cpql"
+    """the variant"""
     alpha: Swept[NonNegative] = 0.01
     """weight of the Q term; 0 is flow + consistency BC"""
     bc_weight: Swept[NonNegative] = 1.0
@@ -102,39 +104,53 @@ class Config:
     @model_validator(mode="before")
     @classmethod
     def _last_k_spelling(cls, data: Any) -> Any:
-        given = data if isinstance(data, dict) else data.kwargs
-        mode = given.get("q_grad_mode") if given else None
-        if isinstance(mode, str) and mode.startswith("last_") and mode[5:].isdigit():
-            return {"q_grad_steps": int(mode[5:]), **given, "q_grad_mode": "last_k"}
-        return data
+        given = (data if isinstance(data, dict) else data.kwargs) or {}
+        spelled = re.fullmatch(r"last_([0-9]+)", str(given.get("q_grad_mode")))
+        if not spelled:
+            return data
+        k = int(spelled[1])
+        if given.get("q_grad_steps") not in (None, k):
+            raise ValueError(
+                f"q_grad_mode=last_{k} sets q_grad_steps={k}, but got q_grad_steps={given['q_grad_steps']}"
+            )
+        return {**given, "q_grad_mode": "last_k", "q_grad_steps": k}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        k, n = self.q_grad_steps, self.num_flow_steps
+        k, n, rules = self.q_grad_steps, self.num_flow_steps, []
         if (self.q_grad_mode == "last_k") != (k is not None):
-            raise ValueError(
+            rules.append(
                 f"q_grad_steps must be given for q_grad_mode=last_k and only then, "
                 f"but got q_grad_mode={self.q_grad_mode}, q_grad_steps={k}; write q_grad_mode=last_{k or 5}"
             )
         if k is not None and k > n:
-            raise ValueError(f"q_grad_steps must be <= num_flow_steps, but got {k} > {n}; lower it or use whole_grad")
+            rules.append(f"q_grad_steps must be <= num_flow_steps, but got {k} > {n}; lower it or use whole_grad")
         for low, high in (("cons_t_min", "cons_t_max"), ("cons_delta_min", "cons_delta_max")):
             if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"{low} must be <= {high}, but got {getattr(self, low)} > {getattr(self, high)}")
+                rules.append(f"{low} must be <= {high}, but got {getattr(self, low)} > {getattr(self, high)}")
+        if rules:
+            raise ValueError("\n".join(rules))
         return self
 
     def inert(self) -> frozenset[str]:
         """Fields that change no parameter of the trained policy and critic, given the others."""
-        return frozenset({"q_grad_mode", "q_grad_steps", "q_norm", "q_norm_eps"} if self.alpha == 0 else ()) | (
-            frozenset({"q_norm_eps"} if self.q_norm == "none" else ())
-        )
+        names: set[str] = set()
+        if self.alpha == 0:
+            names |= {"q_grad_mode", "q_grad_steps", "q_norm", "q_norm_eps"}
+        if self.num_flow_steps == 1:
+            names |= {"q_grad_mode", "q_grad_steps"}
+        if self.q_norm == "none":
+            names |= {"q_norm_eps"}
+        if self.consistency_weight == 0:
+            names |= {"cons_t_min", "cons_t_max", "cons_delta_min", "cons_delta_max", "teacher_steps"}
+        return frozenset(names)
 
 
 def q_loss(q: Tensor, coin: Tensor, cfg: Config) -> tuple[Tensor, Tensor, Tensor]:
     """L_Q from critic values [E, B]; also the value that the seed calls q_mean, and the normaliser."""
     first, second = q[0], q[1]
     if cfg.q_norm == "none":
-        return -first.mean(), first.mean(), torch.ones_like(coin)
+        return -first.mean(), first.mean(), first.new_ones(())
     if cfg.q_norm == "abs":
         mean = q.mean(0)
         scale = mean.abs().mean().clamp_min(cfg.q_norm_eps).detach()

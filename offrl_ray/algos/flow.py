@@ -23,6 +23,7 @@ Velocity = Callable[[fn.Params, Tensor, Tensor, Tensor], Tensor]
 @config
 class ResMlp:
     kind: Literal["resmlp"] = "resmlp"
+    """velocity network: residual MLP"""
     width: Count = 256
     """hidden units"""
     blocks: Count = 3
@@ -34,6 +35,7 @@ class ResMlp:
 @config
 class Unet:
     kind: Literal["unet"] = "unet"
+    """velocity network: 1-D U-Net"""
     widths: Annotated[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...], Field(min_length=2)] = (64, 128, 256)
     """channels per level; the seeds' 5.93 M parameters at 512 condition features"""
     time_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 64
@@ -65,6 +67,14 @@ def velocity_module(cfg: ResMlp | Unet, spec: Spec) -> Callable[[], nn.Module]:
                 f"but is {spec.pred_horizon}; change it or algo.network.widths"
             ]
         )
+    for level, width in enumerate(cfg.widths):
+        if width // nets.GROUPS * spec.pred_horizon // 2**level < 2:
+            raise UsageError(
+                [
+                    f"algo.network.widths must leave a normalisation group more than one number, but level {level} has "
+                    f"{width} channels in {nets.GROUPS} groups at {spec.pred_horizon // 2**level} position; widen it"
+                ]
+            )
     return lambda: nets.Unet1d(spec.action_dim, cond, cfg.widths, cfg.time_dim)
 
 
@@ -88,8 +98,7 @@ def integrate(v: Velocity, params: fn.Params, x: Tensor, t_0: Tensor, t_1: Tenso
 
 def sample(v: Velocity, params: fn.Params, x_0: Tensor, cond: Tensor, steps: int, grad_steps: int) -> Tensor:
     """x_1 by `steps` Euler steps from noise; gradient reaches `params` through the last `grad_steps` only."""
-    t = torch.arange(steps + 1, device=x_0.device) / steps
-    at = [t[i].expand(x_0.shape[0]) for i in range(steps + 1)]
+    at = [x_0.new_full((x_0.shape[0],), i / steps) for i in range(steps + 1)]
     split = steps - grad_steps
     x = x_0
     if split:

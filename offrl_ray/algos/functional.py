@@ -19,7 +19,7 @@ def init_params(module: Callable[[], nn.Module], generator: Generator) -> Params
     """Freshly initialised parameters; a function of the generator alone, though `nn` draws from the global RNG."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         built = module()
     return {k: v.detach().to(generator.device) for k, v in built.named_parameters()}
 
@@ -59,7 +59,9 @@ def adam(
     t = opt["t"] + 1
     m = b1 * opt["m"] + (1 - b1) * grad
     v = b2 * opt["v"] + (1 - b2) * grad * grad
-    step = lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
+    m_hat = m / -torch.expm1(t * math.log(b1))  # 1 - b^t, without its cancellation
+    v_hat = v / -torch.expm1(t * math.log(b2))
+    step = lr * m_hat / (v_hat.sqrt() + eps)
     return {k: params[k] - d for k, d in unravel(step, params).items()}, {"m": m, "v": v, "t": t}
 
 

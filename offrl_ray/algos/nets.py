@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GROUPS = 8
+"""of GroupNorm, per convolution"""
+
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
     """Transformer embedding of flow time t in [0, 1], [B] -> [B, dim]; one period unit is 0.01."""
@@ -106,7 +109,13 @@ class Unet1d(nn.Module):
     """
 
     def __init__(
-        self, action_dim: int, cond_dim: int, widths: Sequence[int], time_dim: int, kernel: int = 5, groups: int = 8
+        self,
+        action_dim: int,
+        cond_dim: int,
+        widths: Sequence[int],
+        time_dim: int,
+        kernel: int = 5,
+        groups: int = GROUPS,
     ):
         super().__init__()
         self.time_dim = time_dim

@@ -16,7 +16,14 @@ from torch import Generator, Tensor
 from offrl_ray.data.hdf5 import Episode
 from offrl_ray.types import Batch, Spec
 
-GRIPPER_LAST = {"pd_ee_delta_pose": 7, "pd_ee_delta_pos": 4, "pd_joint_delta_pos": 8}
+GRIPPER_LAST = {
+    "pd_ee_delta_pose": 7,
+    "pd_ee_delta_pos": 4,
+    "pd_joint_delta_pos": 8,
+    "pd_ee_target_delta_pose": 7,
+    "pd_ee_target_delta_pos": 4,
+    "pd_joint_target_delta_pos": 8,
+}
 """Delta control modes, with the action size at which the last dimension is the gripper."""
 MIN_STD = 1e-2
 """Floor of a dimension's standard deviation, so that an almost constant one does not amplify its noise."""

@@ -49,20 +49,23 @@ class Progress:
         self._points = {p.trial: p for p in points}
         self._steps = dict.fromkeys(self._points, 0)
         self._left = sum(p.cfg.train.steps for p in points)
-        self._say, self._began, self._last, self._ended = say, time.monotonic(), 0.0, 0
+        self._say, self._began, self._last = say, time.monotonic(), 0.0
+        self._started: set[str] = set()
+        self._ended: set[str] = set()
         self._best: tuple[float, str] | None = None
         self._scores: dict[tuple[str, int], float] = {}
 
     def add(self, record: Record) -> None:
         trial = record["trial"]
         if record["kind"] == "start":
+            self._started.add(trial)
             self._left -= record["step"] - self._steps[trial]
         if record["kind"] in ("start", "train"):
             self._steps[trial] = record["step"]
         if record["kind"] == "eval" and record["step"] == self._points[trial].cfg.train.steps:
             self._scores[trial, record["seed"]] = sum(record["success_once"]) / len(record["success_once"])
         if record["kind"] == "end":
-            self._ended += 1
+            self._ended.add(trial)
             self._end(record)
         elif time.monotonic() - self._last > LINE_EVERY_SECONDS:
             self._last = time.monotonic()
@@ -80,11 +83,12 @@ class Progress:
 
     def _line(self) -> str:
         elapsed = time.monotonic() - self._began
-        done = sum(self._steps.values()) - (sum(p.cfg.train.steps for p in self._points.values()) - self._left)
-        eta = f"{_clock(elapsed * (self._left / done - 1))} left" if done > 0 else "no estimate yet"
+        updates = sum(self._steps.values()) - (sum(p.cfg.train.steps for p in self._points.values()) - self._left)
+        eta = f"{_clock(elapsed * (self._left / updates - 1))} left" if updates > 0 else "no estimate yet"
         best = f", best success_once {self._best[0]:.2f} at {self._best[1]}" if self._best else ""
-        running = sum(s > 0 for s in self._steps.values()) - self._ended
-        return f"{self._ended}/{len(self._points)} points done, {running} running, {_clock(elapsed)} gone, {eta}{best}"
+        running = len(self._started - self._ended)
+        done = f"{len(self._ended)}/{len(self._points)} points done, {running} running"
+        return f"{done}, {_clock(elapsed)} gone, {eta}{best}"
 
 
 def _clock(seconds: float) -> str:

@@ -18,9 +18,10 @@ from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
 from offrl_ray.distributed import session
 from offrl_ray.errors import UsageError
+from offrl_ray.sweep.ledger import Ledger, place_problems
 from offrl_ray.sweep.plan import Demos, Plan, Preset, Sweep, plan, plan_record
 
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
 
 
@@ -61,31 +62,38 @@ def _parser(sweep: Sweep) -> argparse.ArgumentParser:
 
 def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     name = args.name or f"{sweep.name}-{args.preset}"
-    problems = [] if NAME.match(name) else [f"--name must match {NAME.pattern}, but got {name!r}"]
-    assignments = parse_assignments(args.set)
+    folder = (args.out / name).absolute()
+    assignments, problems = parse_assignments(args.set)
+    if not NAME.fullmatch(name):
+        problems.append(f"--name must match {NAME.pattern}, but got {name!r}")
+    else:
+        problems += place_problems(folder)
     files = _files(sweep, args.preset, assignments)
+    given = "data.files" in assignments
     try:
         grid = plan(sweep, args.preset, assignments, files)
     except UsageError as e:
-        raise UsageError(problems + e.problems) from None
+        problems += e.problems
     if problems:
-        raise UsageError(problems)
+        raise UsageError(problems + (run.data_problems({**assignments, "data.files": files}) if given else []))
     preset = sweep.presets[args.preset]
     print(_describe(sweep, preset, grid))
     if args.dry_run:
         return 0
-    folder = (args.out / name).resolve()
-    if "data.files" not in assignments:
+    if not given:
         _collect_once(preset.demos, Path(files[0]))
     data, grid = _load(grid)
+    Ledger(folder).check(grid.digest, data.data[0].files)
     with _only_driver(folder):
         return _sweep(sweep, args, preset, grid, data, folder)
 
 
-def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[str]:
+def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[Any]:
     given = assignments.get("data.files")
     if given is not None:
-        return [str(Path(f).resolve()) for f in (given if isinstance(given, list) else [given])]
+        return [
+            str(Path(f).resolve()) if isinstance(f, str) else f for f in (given if isinstance(given, list) else [given])
+        ]
     demos = sweep.presets[preset].demos if preset in sweep.presets else next(iter(sweep.presets.values())).demos
     return [str(platformdirs.user_cache_path("offrl-ray") / "demos" / demos.file_name)]
 
@@ -137,6 +145,7 @@ def _load(grid: Plan) -> tuple[Loaded, Plan]:
         if key not in index:
             index[key] = len(data)
             data.append(run.load_data(p.cfg))
+        run.check_network(p.cfg, data[index[key]].spec)
         points.append(p._replace(cfg=run.in_env(p.cfg, data[index[key]].env_id)))
     return Loaded(data, [index[p.cfg.data, p.cfg.env] for p in grid.points]), grid._replace(points=points)
 
@@ -162,29 +171,27 @@ class _only_driver:
 
 
 def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, data: Loaded, folder: Path) -> int:
-    log = records.read(folder).records if (folder / records.FILE).exists() else []
-    before = next((r for r in log if r["kind"] == "plan"), None)
-    if before and before["digest"] != grid.digest:
-        raise UsageError([f"{folder} holds another sweep, its plan differs; use --name, or delete the folder"])
-    todo = _open_points(folder, grid)
-    if before and todo:
+    ledger = Ledger(folder)
+    todo = [i for i, p in enumerate(grid.points) if ledger.is_open(p.trial)]
+    if ledger.plan and todo:
         print(f"{folder}: going on with the {len(todo)} of {len(grid.points)} points that have not ended")
     if todo:
         with records.Writer(folder) as writer:
-            if not before:
+            if ledger.plan is None:
                 versions = {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
                 writer.write(**plan_record(sweep, args.preset, grid, data.data[0].files, versions))
-            _fit(args.address, preset, grid, data, todo, writer, folder)
-    left = [grid.points[i].trial for i in _open_points(folder, grid)]
+            _fit(args.address, preset, grid, data, todo, writer, ledger)
+    after = Ledger(folder)
+    left = [p.trial for p in grid.points if after.is_open(p.trial)]
     print(f"{len(grid.points) - len(left)} of {len(grid.points)} points have ended")
-    print(f"records: {folder / records.FILE}\ncurves:  tensorboard --logdir {folder / 'tb'}")
+    print(f"records: {folder / records.FILE}")
     if left:
         print(f"the same command goes on with {', '.join(left)}", file=sys.stderr)
     return 1 if left else 0
 
 
 def _fit(
-    address: str, preset: Preset, grid: Plan, data: Loaded, todo: list[int], writer: records.Writer, folder: Path
+    address: str, preset: Preset, grid: Plan, data: Loaded, todo: list[int], writer: records.Writer, ledger: Ledger
 ) -> None:
     """Train the points `todo`; returns when each has ended or failed for good."""
     namespace = f"offrl-{grid.digest}-{secrets.token_hex(4)}"
@@ -197,15 +204,15 @@ def _fit(
         r = preset.resources
         actors = evaluators.start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator)
         shared = trainable.Shared(
-            folder=folder,
+            folder=ledger.folder,
             points=grid.points,
             data=[(d.arrays, d.spec) for d in data.data],
             data_of=data.of_point,
-            evaluated=_evaluated(folder),
+            evaluated={p.trial: ledger.evaluated(p.trial, p.cfg.train.seeds) for p in grid.points},
             evaluators=[f"evaluator-{i}" for i in range(len(actors))],
             namespace=namespace,
         )
-        events = callbacks.EventFiles(folder / "tb")
+        events = callbacks.EventFiles(ledger.folder / "tb")
         progress = callbacks.Progress([grid.points[i] for i in todo], _say)
         trial = tune.with_resources(
             tune.with_parameters(trainable.Trial, shared=shared), {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}
@@ -216,7 +223,7 @@ def _fit(
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
                 name="ray",
-                storage_path=str(folder),
+                storage_path=str(ledger.folder),
                 callbacks=[callbacks.Ledger(writer, events, progress, grid.points)],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
@@ -224,19 +231,3 @@ def _fit(
             ),
         ).fit()
         events.close()
-
-
-def _evaluated(folder: Path) -> dict[str, frozenset[int]]:
-    steps: dict[str, set[int]] = {}
-    for r in records.read(folder).records:
-        if r["kind"] == "eval":
-            steps.setdefault(r["trial"], set()).add(r["step"])
-    return {trial: frozenset(s) for trial, s in steps.items()}
-
-
-def _open_points(folder: Path, grid: Plan) -> list[int]:
-    """Indices of the points without an end; a failed one is open again."""
-    ended: dict[str, str] = {}
-    if (folder / records.FILE).exists():
-        ended = {r["trial"]: r["status"] for r in records.read(folder).records if r["kind"] == "end"}
-    return [i for i, p in enumerate(grid.points) if ended.get(p.trial, "failed") == "failed"]

@@ -85,8 +85,10 @@ def plan(sweep: Sweep, preset: str, assignments: Mapping[str, Any], files: Seque
             [f"--preset must be one of the sweep's, but got {preset!r}; {did_you_mean(preset, sweep.presets)}"]
         )
     axes = {k: _values(assignments[k]) if k in assignments else list(v) for k, v in sweep.axes.items()}
+    if empty := [k for k, values in axes.items() if not values]:
+        raise UsageError(f"axis {k} must have at least one value, but got none: --set {k}=A,B" for k in empty)
     base = {"algo.name": sweep.variant, "data.files": list(files), **sweep.presets[preset].overrides}
-    base |= {k: v for k, v in assignments.items() if k not in axes}
+    base |= {k: v for k, v in assignments.items() if k not in axes and k != "data.files"}
     problems: dict[str, None] = {}
     points: dict[str, Point] = {}
     count = 0
