@@ -65,8 +65,9 @@ def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: 
             "versions": {"offrl_ray": __version__, "torch": torch.__version__},
         }
         digest = digest_of(manifest, temporary / TENSORS)
+        manifest |= {"digest": digest, "seconds": seconds}
         with (temporary / MANIFEST).open("w") as g:
-            json.dump({**manifest, "digest": digest, "seconds": seconds}, g, indent=1)
+            json.dump({**manifest, "sha256": _sha256(manifest).hexdigest()}, g, indent=1)
             g.flush()
             os.fsync(g.fileno())
         _put_in_place(temporary, final, replaced)
@@ -93,9 +94,11 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        digest, seconds = manifest.pop("digest"), float(manifest.pop("seconds"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
+        if manifest.pop("sha256") != _sha256(manifest).hexdigest():
+            raise ValueError(f"{MANIFEST} differs from its checksum")
+        digest, seconds = manifest.pop("digest"), manifest.pop("seconds")
         if digest_of(manifest, path / TENSORS) != digest:
             raise ValueError(f"{TENSORS} or {MANIFEST} differs from its digest")
         if path_of(path.parent, manifest["step"]).name != path.resolve().name:
@@ -146,8 +149,12 @@ def _spec(fields: dict[str, Any]) -> Spec:
 
 
 def digest_of(manifest: dict[str, Any], tensors: Path) -> str:
-    """SHA-256 over the tensors' file and everything the manifest says."""
+    """SHA-256 over the tensors' file, config, spec and step: equal for equal runs, whatever time they took."""
+    sha = _sha256(manifest)
     with tensors.open("rb") as f:
-        sha = hashlib.file_digest(f, "sha256")
-    sha.update(json.dumps(manifest, sort_keys=True).encode())
+        sha.update(hashlib.file_digest(f, "sha256").digest())
     return sha.hexdigest()
+
+
+def _sha256(manifest: dict[str, Any]) -> "hashlib._Hash":
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())

@@ -40,6 +40,17 @@ class Data(NamedTuple):
     files: list[Record]  # what is in each file
 
 
+class Loaded(NamedTuple):
+    """The data of several points."""
+
+    data: list[Data]  # each distinct setting once
+    of_point: list[int]
+
+    @property
+    def files(self) -> list[Record]:
+        return list({f["digest"]: f for d in self.data for f in d.files}.values())
+
+
 def load_data(cfg: RunConfig) -> Data:
     """Read and check the config's files. Raises UsageError with all problems of all files."""
     expect = {"control_mode": cfg.env.control_mode, "reward_mode": cfg.env.reward_mode, "env_id": cfg.env.id}

@@ -29,7 +29,7 @@ def plan(w: Writer, axes: dict[str, list[Any]] = AXES, points: list[dict[str, An
 def evaluate(w: Writer, trial: str, seed: int, once: list[int], step: int = STEPS) -> None:
     rest = {
         "digest": "d",
-        "env": "Toy-v1",
+        "env": {"id": "Toy-v1"},
         "episode_seeds": [0, 1, 2, 3],
         "return": once,
         "length": once,

@@ -6,11 +6,12 @@ from offrl_ray.sweep.plan import Demos, Preset, Resources, Sweep
 PEG = "LiftPegUpright-v1"
 SMALL = {
     "data.pred_horizon": 8,
-    "algo.lr": 1e-3,
+    "algo.lr": 2e-3,
     "algo.consistency_weight": 0.3,
     "algo.ema_decay": 0.99,
     "algo.warmup_steps": 100,
     "algo.network.width": 128,
+    "algo.network.blocks": 2,
     "algo.critic_hidden": [128, 128],
     "train.batch_size": 64,
 }
@@ -33,10 +34,10 @@ SWEEP = Sweep(
         ),
         "quick": Preset(
             about="two CPU cores, a quarter of an hour",
-            demos=Demos(env_id=PEG, episodes=200, noise=(0.0, 0.1, 0.2)),
+            demos=Demos(env_id=PEG, episodes=200, noise=(0.0, 0.05, 0.1)),
             overrides=SMALL
-            | {"train.steps": 2500, "train.report_every": 250, "train.seeds": [0, 1]}
-            | {"eval.every": 1250, "eval.episodes": 20},
+            | {"train.steps": 2000, "train.report_every": 250, "train.seeds": [0, 1]}
+            | {"eval.every": 1000, "eval.episodes": 20},
         ),
         "full": Preset(
             about="GPUs: the seed's U-Net, batch 256, 30,000 updates, 100 episodes in 50 parallel environments",

@@ -208,8 +208,8 @@ class _Cpql:
         noise = {name: self._normal(g, batch_size) for name in ("x_0", "z", "z_next")}
         noise |= {name: uniform(batch_size) for name in ("t", "t_c", "delta")}
         noise["coin"] = uniform()
-        if self.cfg.random_action_penalty:
-            noise["random_action"] = uniform(batch_size, self.spec.act_horizon, self.spec.action_dim)
+        # drawn whether used or not, so that runs with and without the penalty see the same batches
+        noise["random_action"] = uniform(batch_size, self.spec.act_horizon, self.spec.action_dim)
         return noise
 
     def _normal(self, g: Generator, n: int) -> Tensor:

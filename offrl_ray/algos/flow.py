@@ -68,10 +68,10 @@ def velocity_module(cfg: ResMlp | Unet, spec: Spec) -> Callable[[], nn.Module]:
             ]
         )
     for level, width in enumerate(cfg.widths):
-        if width // nets.GROUPS * spec.pred_horizon // 2**level < 2:
+        if width // nets.GROUPS * spec.pred_horizon // 2**level < 3:
             raise UsageError(
                 [
-                    f"algo.network.widths must leave a normalisation group more than one number, but level {level} has "
+                    f"algo.network.widths must leave a normalisation group 3 numbers or more, but level {level} has "
                     f"{width} channels in {nets.GROUPS} groups at {spec.pred_horizon // 2**level} position; widen it"
                 ]
             )

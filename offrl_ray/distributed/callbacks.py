@@ -95,7 +95,7 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-class Ledger(tune.Callback):
+class RecordKeeper(tune.Callback):
     """Single writer of the sweep's records."""
 
     def __init__(self, writer: Writer, events: EventFiles, progress: Progress, points: list[Point]):

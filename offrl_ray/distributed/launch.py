@@ -8,7 +8,7 @@ import secrets
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import platformdirs
@@ -17,6 +17,7 @@ from offrl_ray import records, run
 from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
 from offrl_ray.distributed import session
+from offrl_ray.envs.experts import CONTROL_MODE
 from offrl_ray.errors import UsageError
 from offrl_ray.sweep.ledger import Ledger, place_problems
 from offrl_ray.sweep.plan import Demos, Plan, Preset, Sweep, plan, plan_record
@@ -74,6 +75,8 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
         grid = plan(sweep, args.preset, assignments, files)
     except UsageError as e:
         problems += e.problems
+    else:
+        problems += [] if given else _demo_problems(sweep.presets[args.preset].demos, grid)
     if problems:
         raise UsageError(problems + (run.data_problems({**assignments, "data.files": files}) if given else []))
     preset = sweep.presets[args.preset]
@@ -83,7 +86,7 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     if not given:
         _collect_once(preset.demos, Path(files[0]))
     data, grid = _load(grid)
-    Ledger(folder).check(grid.digest, data.data[0].files)
+    Ledger(folder).check(grid.digest, data.files)
     with _only_driver(folder):
         return _sweep(sweep, args, preset, grid, data, folder)
 
@@ -96,6 +99,19 @@ def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[Any]:
         ]
     demos = sweep.presets[preset].demos if preset in sweep.presets else next(iter(sweep.presets.values())).demos
     return [str(platformdirs.user_cache_path("offrl-ray") / "demos" / demos.file_name)]
+
+
+def _demo_problems(demos: Demos, grid: Plan) -> list[str]:
+    """Settings that the demonstrations a sweep collects by itself cannot meet."""
+    made = {"id": demos.env_id, "control_mode": CONTROL_MODE, "reward_mode": "sparse"}
+    wrong = {
+        f"env.{k} is {getattr(p.cfg.env, k)!r}, but the demonstrations that this sweep collects have {v!r}; "
+        f"give files of your own: --set data.files=FILE.h5"
+        for p in grid.points
+        for k, v in made.items()
+        if getattr(p.cfg.env, k) not in (None, v)
+    }
+    return sorted(wrong)
 
 
 def _describe(sweep: Sweep, preset: Preset, grid: Plan) -> str:
@@ -130,12 +146,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-class Loaded(NamedTuple):
-    data: list[run.Data]  # each distinct data setting once
-    of_point: list[int]
-
-
-def _load(grid: Plan) -> tuple[Loaded, Plan]:
+def _load(grid: Plan) -> tuple[run.Loaded, Plan]:
     """Read and check all data; the plan comes back with its environments named."""
     index: dict[Any, int] = {}
     data: list[run.Data] = []
@@ -147,7 +158,7 @@ def _load(grid: Plan) -> tuple[Loaded, Plan]:
             data.append(run.load_data(p.cfg))
         run.check_network(p.cfg, data[index[key]].spec)
         points.append(p._replace(cfg=run.in_env(p.cfg, data[index[key]].env_id)))
-    return Loaded(data, [index[p.cfg.data, p.cfg.env] for p in grid.points]), grid._replace(points=points)
+    return run.Loaded(data, [index[p.cfg.data, p.cfg.env] for p in grid.points]), grid._replace(points=points)
 
 
 class _only_driver:
@@ -170,7 +181,7 @@ class _only_driver:
         self._lock.release()
 
 
-def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, data: Loaded, folder: Path) -> int:
+def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, data: run.Loaded, folder: Path) -> int:
     ledger = Ledger(folder)
     todo = [i for i, p in enumerate(grid.points) if ledger.is_open(p.trial)]
     if ledger.plan and todo:
@@ -179,8 +190,13 @@ def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, d
         with records.Writer(folder) as writer:
             if ledger.plan is None:
                 versions = {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
-                writer.write(**plan_record(sweep, args.preset, grid, data.data[0].files, versions))
-            _fit(args.address, preset, grid, data, todo, writer, ledger)
+                writer.write(**plan_record(sweep, args.preset, grid, data.files, versions))
+            namespace = f"offrl-{grid.digest}-{secrets.token_hex(4)}"
+            with session.ray_session(args.address, namespace):
+                # imports Ray, which reads its settings then; and --help and bad input answer without it
+                from offrl_ray.distributed.fit import fit
+
+                fit(preset.resources, grid, data, todo, writer, ledger, namespace, _say)
     after = Ledger(folder)
     left = [p.trial for p in grid.points if after.is_open(p.trial)]
     print(f"{len(grid.points) - len(left)} of {len(grid.points)} points have ended")
@@ -188,46 +204,3 @@ def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, d
     if left:
         print(f"the same command goes on with {', '.join(left)}", file=sys.stderr)
     return 1 if left else 0
-
-
-def _fit(
-    address: str, preset: Preset, grid: Plan, data: Loaded, todo: list[int], writer: records.Writer, ledger: Ledger
-) -> None:
-    """Train the points `todo`; returns when each has ended or failed for good."""
-    namespace = f"offrl-{grid.digest}-{secrets.token_hex(4)}"
-    with session.ray_session(address, namespace):
-        # imported here, so that --help and bad input answer at once
-        from ray import tune
-
-        from offrl_ray.distributed import callbacks, evaluators, trainable
-
-        r = preset.resources
-        actors = evaluators.start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator)
-        shared = trainable.Shared(
-            folder=ledger.folder,
-            points=grid.points,
-            data=[(d.arrays, d.spec) for d in data.data],
-            data_of=data.of_point,
-            evaluated={p.trial: ledger.evaluated(p.trial, p.cfg.train.seeds) for p in grid.points},
-            evaluators=[f"evaluator-{i}" for i in range(len(actors))],
-            namespace=namespace,
-        )
-        events = callbacks.EventFiles(ledger.folder / "tb")
-        progress = callbacks.Progress([grid.points[i] for i in todo], _say)
-        trial = tune.with_resources(
-            tune.with_parameters(trainable.Trial, shared=shared), {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}
-        )
-        tune.Tuner(
-            trial,
-            param_space={"point": tune.grid_search(todo)},
-            tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=str(ledger.folder),
-                callbacks=[callbacks.Ledger(writer, events, progress, grid.points)],
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
-            ),
-        ).fit()
-        events.close()

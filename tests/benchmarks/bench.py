@@ -25,6 +25,7 @@ QUICK = {
     "data.files": ["none"],
     "data.pred_horizon": 8,
     "algo.network.width": 128,
+    "algo.network.blocks": 2,
     "algo.critic_hidden": [128, 128],
     "train.batch_size": 64,
 }

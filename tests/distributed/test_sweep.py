@@ -72,8 +72,7 @@ def test_points_of_equal_alpha_start_alike_and_train_apart(swept: Path) -> None:
     """Same seeds and data everywhere; what differs is what the axes name."""
     log = records.read(swept).records
     first = {r["trial"]: r["metrics"] for r in log if r["kind"] == "train" and r["step"] == 20 and r["seed"] == 0}
-    assert len({m["policy_loss"] for m in first.values()}) == POINTS
-    assert len({m["td_target_mean"] for m in first.values()}) >= POINTS - 1
+    assert len({(m["policy_loss"], m["grad_norm_q_policy"]) for m in first.values()}) == POINTS
 
 
 def test_heatmap_of_the_sweep(swept: Path) -> None:
@@ -104,8 +103,8 @@ def test_another_sweep_does_not_enter_the_folder(home: Path, swept: Path) -> Non
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(home: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first ends; nothing that had ended is run again, and a second driver beside the first is refused."""
-    extra = ["--set", "algo.alpha=0.05,0.2"]
+    """SIGKILL after the first ends; what had ended is not run again. A second driver beside it is refused."""
+    extra = ["--set", "algo.alpha=0.05,0.2", "--set", "train.steps=100"]
     script, env = command(home, tmp_path, *extra)
     driver = subprocess.Popen(script, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "cpql-smoke"

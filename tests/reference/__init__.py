@@ -1,0 +1,1 @@
+"""Slow implementations from the equations; they share no code with the variants that are tested against them."""
