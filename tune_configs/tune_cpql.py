@@ -38,6 +38,7 @@ SWEEP = Sweep(
             overrides=SMALL
             | {"train.steps": 2000, "train.report_every": 250, "train.seeds": [0, 1]}
             | {"eval.every": 1000, "eval.episodes": 20},
+            resources=Resources(evaluators=2),
         ),
         "full": Preset(
             about="GPUs: the seed's U-Net, batch 256, 30,000 updates, 100 episodes in 50 parallel environments",

@@ -4,7 +4,6 @@ The driver makes the actors before any trial exists, so that trials cannot take 
 finds them by name. A trial never waits for one inside a step, and an actor never calls a trial.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,11 +62,14 @@ def start_actors(count: int, namespace: str, cpus: float, gpus: float, timeout: 
 
 
 class RayEvaluator:
-    """A trial's `Evaluator` over the named actors; a lost evaluation is asked again, of another actor."""
+    """A trial's `Evaluator` over the named actors; a lost evaluation is asked again, of another actor.
 
-    def __init__(self, names: Sequence[str], namespace: str, trial: str):
+    Trials that began together evaluate together, so each begins its round at another actor: `turn` is its number.
+    """
+
+    def __init__(self, names: Sequence[str], namespace: str, turn: int):
         self._actors = [ray.get_actor(name, namespace) for name in names]
-        self._turn = zlib.crc32(trial.encode())
+        self._turn = turn
         self._open: dict[Any, tuple[EvalRequest, int]] = {}
 
     def submit(self, request: EvalRequest) -> None:

@@ -41,7 +41,7 @@ class Trial(tune.Trainable):
             point.cfg,
             Dataset(arrays, spec, point.cfg.train.device),
             s.folder / "trials" / point.trial,
-            RayEvaluator(s.evaluators, s.namespace, point.trial),
+            RayEvaluator(s.evaluators, s.namespace, index),
             point.trial,
             s.evaluated.get(point.trial, frozenset()),
         )
