@@ -36,7 +36,7 @@ def start(cfg: RunConfig, alg: Algorithm) -> Snapshot:
 
 
 def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) -> Iterator[Progress]:
-    """Train from `resume` to `cfg.train.steps`, pausing after every `cfg.train.report_every` updates.
+    """Train from `resume` to `cfg.train.steps`, pausing at every report, at every evaluation and at the end.
 
     A member draws batches and noise from its own generator, so it is the same run alone or beside others: bit for bit
     at an equal number of members on a CPU, else up to rounding (1e-5 after 20 updates of the MLPs; a U-Net with small
@@ -53,10 +53,10 @@ def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) ->
     update = alg.update if single else torch.vmap(alg.update, in_dims=(0, 0, 0, None))
     begin = tree_map(lambda t: t.to(cfg.train.device), resume.state)
     state = select(begin, 0) if single else begin
-    size, every = cfg.train.batch_size, cfg.train.report_every
-    for done in range(resume.step, cfg.train.steps, every):
-        began, total = time.perf_counter(), torch.zeros(())
-        for _ in range(every):
+    size, step = cfg.train.batch_size, resume.step
+    while step < cfg.train.steps:
+        began, total, updates = time.perf_counter(), torch.zeros(()), _pause(cfg, step) - step
+        for _ in range(updates):
             indices = [dataset.draw(g, size) for g in generators]
             noise = [alg.update_noise(g, size) for g in generators]
             if single:
@@ -64,7 +64,13 @@ def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) ->
             else:
                 state, metrics = update(state, dataset.batch(torch.stack(indices)), stack(noise), hp)
             total = total + torch.stack([m.expand(members) for m in metrics.values()])
-        means = dict(zip(metrics, total.cpu() / every, strict=True))
+        means = dict(zip(metrics, total.cpu() / updates, strict=True))
         saved = torch.stack([g.get_state() for g in generators])
-        snapshot = Snapshot(done + every, stack([state]) if single else state, saved)
-        yield Progress(snapshot, means, time.perf_counter() - began)
+        step += updates
+        yield Progress(Snapshot(step, stack([state]) if single else state, saved), means, time.perf_counter() - began)
+
+
+def _pause(cfg: RunConfig, step: int) -> int:
+    """The first step after `step` at which there is something to tell."""
+    periods = (cfg.train.report_every, cfg.eval.every)
+    return min(cfg.train.steps, *((step // p + 1) * p for p in periods))

@@ -105,3 +105,8 @@ def test_a_snapshot_is_not_changed_by_what_follows(variant: str) -> None:
     kept = {k: t.clone() for k, t in first.snapshot.state["policy"].items()}
     list(progress)
     assert not different(first.snapshot.state["policy"], kept)
+
+
+def test_the_loop_pauses_at_reports_at_evaluations_and_at_the_end() -> None:
+    sizes = {"train_steps": 11, "train_report_every": 4, "eval_every": 6, "train_batch_size": 8}
+    assert [p.snapshot.step for p in reports(run_config("cpql", {}, **sizes))] == [4, 6, 8, 11]

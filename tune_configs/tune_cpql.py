@@ -43,8 +43,9 @@ SWEEP = Sweep(
         "full": Preset(
             about="GPUs: the seed's U-Net, batch 256, 30,000 updates, 100 episodes in 50 parallel environments",
             demos=Demos(env_id=PEG, episodes=1000, noise=(0.0, 0.1, 0.1, 0.3)),
-            overrides={"algo.network.kind": "unet", "train.device": "cuda", "train.seeds": [0, 1, 2, 3, 4]}
-            | {"env.sim_backend": "physx_cuda", "env.num_envs": 50},
+            overrides={"algo.network.kind": "unet", "algo.critic_hidden": [512, 512, 512], "train.device": "cuda"}
+            | {"train.seeds": [0, 1, 2, 3, 4], "train.batch_size": 256, "train.steps": 30_000, "eval.every": 2000}
+            | {"eval.episodes": 100, "env.sim_backend": "physx_cuda", "env.num_envs": 50},
             resources=Resources(gpus_per_trial=0.25, evaluators=1, cpus_per_evaluator=1, gpus_per_evaluator=0.25),
         ),
     },

@@ -96,7 +96,7 @@ class Config:
     """largest gradient norm of policy and of critic, each member by itself; none switches it off"""
     network: flow.Network = Field(default_factory=flow.ResMlp)
     """velocity network"""
-    critic_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (512, 512, 512)
+    critic_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 256)
     """hidden layers of each critic"""
     num_critics: Annotated[int, Field(ge=2)] = 2
     """size of the ensemble; targets take its minimum"""
