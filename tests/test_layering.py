@@ -152,9 +152,5 @@ def test_importing_the_variants_loads_no_ray_no_simulator_and_no_h5py() -> None:
 
 
 def test_the_command_line_answers_before_torch_is_loaded() -> None:
-    measure = "import time; b = time.process_time(); import offrl_ray.cli, sys; print(time.process_time() - b)"
-    seconds, *heavy = python(
-        f"{measure}; [print(m) for m in ('torch', 'numpy', 'ray', 'h5py') if m in sys.modules]"
-    ).split()
-    assert heavy == []
-    assert float(seconds) < 0.5
+    code = "import offrl_ray.cli, sys; [print(m) for m in ('torch', 'numpy', 'ray', 'h5py') if m in sys.modules]"
+    assert python(code).split() == []

@@ -71,12 +71,12 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
         problems += place_problems(folder)
     files = _files(sweep, args.preset, assignments)
     given = "data.files" in assignments
+    if not given and args.preset in sweep.presets:
+        problems += _demo_problems(sweep.presets[args.preset].demos, assignments)
     try:
         grid = plan(sweep, args.preset, assignments, files)
     except UsageError as e:
         problems += e.problems
-    else:
-        problems += [] if given else _demo_problems(sweep.presets[args.preset].demos, grid)
     if problems:
         raise UsageError(problems + (run.data_problems({**assignments, "data.files": files}) if given else []))
     preset = sweep.presets[args.preset]
@@ -101,17 +101,15 @@ def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[Any]:
     return [str(platformdirs.user_cache_path("offrl-ray") / "demos" / demos.file_name)]
 
 
-def _demo_problems(demos: Demos, grid: Plan) -> list[str]:
+def _demo_problems(demos: Demos, assignments: dict[str, Any]) -> list[str]:
     """Settings that the demonstrations a sweep collects by itself cannot meet."""
-    made = {"id": demos.env_id, "control_mode": CONTROL_MODE, "reward_mode": "sparse"}
-    wrong = {
-        f"env.{k} is {getattr(p.cfg.env, k)!r}, but the demonstrations that this sweep collects have {v!r}; "
+    made = {"env.id": demos.env_id, "env.control_mode": CONTROL_MODE, "env.reward_mode": "sparse"}
+    return [
+        f"{key} is {assignments[key]!r}, but the demonstrations that this sweep collects have {value!r}; "
         f"give files of your own: --set data.files=FILE.h5"
-        for p in grid.points
-        for k, v in made.items()
-        if getattr(p.cfg.env, k) not in (None, v)
-    }
-    return sorted(wrong)
+        for key, value in made.items()
+        if assignments.get(key) not in (None, value)
+    ]
 
 
 def _describe(sweep: Sweep, preset: Preset, grid: Plan) -> str:
