@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = args.command
         return command(args)
     except UsageError as e:
-        print(f"{len(e.problems)} problem{'s' * (len(e.problems) > 1)}:\n{e}", file=sys.stderr)
+        print(e.report(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -120,10 +120,11 @@ def _data_check(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from offrl_ray import records, run
-    from offrl_ray.config import digest, to_dict
+    from offrl_ray.config import digest
     from offrl_ray.data.dataset import Dataset
     from offrl_ray.evaluate import LocalEvaluator, open_env
     from offrl_ray.sweep.ledger import Ledger
+    from offrl_ray.sweep.plan import Point
 
     cfg, data = _checked(args)
     ledger = Ledger(args.out)
@@ -135,14 +136,13 @@ def _train(args: argparse.Namespace) -> int:
     env = open_env(cfg.env)
     with records.Writer(args.out) as writer:
         if ledger.plan is None:
-            point = {
-                "trial": TRIAL,
-                "point": {},
-                "config": to_dict(cfg),
-                "seeds": cfg.train.seeds,
-                "steps": cfg.train.steps,
+            plan = {
+                "name": args.variant,
+                "question": "",
+                "axes": {},
+                "points": [Point(TRIAL, {}, cfg).record()],
+                "digest": digest(cfg),
             }
-            plan = {"name": args.variant, "question": "", "axes": {}, "points": [point], "digest": digest(cfg)}
             writer.write("plan", **plan, data=data.files, versions={"offrl-ray": __version__})
         began, first = time.monotonic(), None
         dataset = Dataset(data.arrays, data.spec, cfg.train.device)

@@ -14,6 +14,10 @@ class UsageError(ValueError):
         self.problems = list(problems)
         super().__init__("\n".join(f"- {p}" for p in self.problems))
 
+    def report(self) -> str:
+        """How a command tells it: the number of problems, then each."""
+        return f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}:\n{self}"
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the closest known names, or a list of them all when none is close."""

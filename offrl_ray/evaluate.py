@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from offrl_ray.algos import make
-from offrl_ray.algos.functional import select
+from offrl_ray.algos.functional import select, to_device
 from offrl_ray.config import EnvConfig, RunConfig
 from offrl_ray.envs.maniskill import ManiSkillEnv
 from offrl_ray.types import Algorithm, Env, Noise, Obs, Spec, State
@@ -120,18 +120,14 @@ def evaluate_members(request: EvalRequest, env: Env) -> EvalResult:
     device = "cuda" if request.cfg.env.sim_backend == "physx_cuda" else "cpu"
     results = {}
     for seed, state in request.members.items():
-        policy = Policy(alg, request.spec, _to(state, device))
+        policy = Policy(alg, request.spec, to_device(state, device))
         results[seed] = evaluate(policy, env, request.cfg.eval.episodes, request.cfg.eval.seed)
     return EvalResult(request.step, request.digest, results, time.perf_counter() - began, "")
 
 
-def _to(state: State, device: str) -> State:
-    return {k: _to(v, device) if isinstance(v, dict) else v.to(device) for k, v in state.items()}
-
-
 def acting(state: State, index: int) -> State:
     """What a member's `act` needs, out of a stacked state, on the CPU."""
-    return _to(select({"acting": state["acting"]}, index), "cpu")
+    return to_device(select({"acting": state["acting"]}, index), "cpu")
 
 
 def is_finite(state: State) -> bool:

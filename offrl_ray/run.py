@@ -1,13 +1,12 @@
 """One run of one point: train, checkpoint, evaluate, and say what happened. Knows nothing of Ray."""
 
 import dataclasses
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from offrl_ray import checkpoint
 from offrl_ray.algos import make
@@ -145,9 +144,11 @@ class _Run:
         records: list[Record] = [{"kind": "start", "trial": self.trial, "step": snapshot.step}]
         records += [{"kind": "note", "trial": self.trial, "text": p} for p in problems]
         for step in checkpoint.steps(self.folder):
-            path = checkpoint.path_of(self.folder, step)
             try:
-                saved = checkpoint.load(path)
+                if found and found.snapshot.step == step:
+                    saved = found
+                else:
+                    saved = checkpoint.load(checkpoint.path_of(self.folder, step))
             except UsageError as e:
                 records += [{"kind": "note", "trial": self.trial, "text": p} for p in e.problems]
                 checkpoint.set_aside(self.folder, step)
@@ -181,7 +182,7 @@ class _Run:
             metrics = {name: float(values[i]) for name, values in progress.metrics.items()}
             fields = {"trial": self.trial, "seed": seed, "step": step}
             records.append({"kind": "train", **fields, "metrics": metrics, "seconds": self.cost["train_seconds"]})
-            bad = [name for name, value in metrics.items() if not torch.tensor(value).isfinite()]
+            bad = [name for name, value in metrics.items() if not math.isfinite(value)]
             if bad:
                 self.diverged[seed] = f"{bad[0]} is {metrics[bad[0]]} in the updates up to step {step}"
         self._mark_diverged(progress.snapshot)

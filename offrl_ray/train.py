@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from offrl_ray.algos.functional import select, stack, tree_map
+from offrl_ray.algos.functional import select, stack, to_device
 from offrl_ray.config import RunConfig
 from offrl_ray.data.dataset import Dataset
 from offrl_ray.fields import hparams
@@ -51,7 +51,7 @@ def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) ->
     single = members == 1
     # a lone member is not sent through vmap, which costs it time
     update = alg.update if single else torch.vmap(alg.update, in_dims=(0, 0, 0, None))
-    begin = tree_map(lambda t: t.to(cfg.train.device), resume.state)
+    begin = to_device(resume.state, cfg.train.device)
     state = select(begin, 0) if single else begin
     size, step = cfg.train.batch_size, resume.step
     while step < cfg.train.steps:

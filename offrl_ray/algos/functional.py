@@ -114,6 +114,11 @@ def tree_map(f: Callable[..., Any], *trees: Any) -> Any:
     return f(*trees)
 
 
+def to_device(tree: Any, device: str | torch.device) -> Any:
+    """The same nested dict with its tensors on `device`."""
+    return tree_map(lambda leaf: leaf.to(device), tree)
+
+
 def stack(trees: list[Any]) -> Any:
     """Nested dicts of tensors, joined along a new first axis."""
     return tree_map(lambda *leaves: torch.stack(leaves), *trees)

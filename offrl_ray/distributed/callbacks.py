@@ -48,7 +48,8 @@ class Progress:
     def __init__(self, points: list[Point], say: Callable[[str], None]):
         self._points = {p.trial: p for p in points}
         self._steps = dict.fromkeys(self._points, 0)
-        self._left = sum(p.cfg.train.steps for p in points)
+        self._total = sum(p.cfg.train.steps for p in points)
+        self._skipped = 0  # steps that an earlier session had done
         self._say, self._began, self._last = say, time.monotonic(), 0.0
         self._started: set[str] = set()
         self._ended: set[str] = set()
@@ -59,7 +60,7 @@ class Progress:
         trial = record["trial"]
         if record["kind"] == "start":
             self._started.add(trial)
-            self._left -= record["step"] - self._steps[trial]
+            self._skipped += record["step"] - self._steps[trial]
         if record["kind"] in ("start", "train"):
             self._steps[trial] = record["step"]
         if record["kind"] == "eval" and record["step"] == self._points[trial].cfg.train.steps:
@@ -83,8 +84,8 @@ class Progress:
 
     def _line(self) -> str:
         elapsed = time.monotonic() - self._began
-        updates = sum(self._steps.values()) - (sum(p.cfg.train.steps for p in self._points.values()) - self._left)
-        eta = f"{_clock(elapsed * (self._left / updates - 1))} left" if updates > 0 else "no estimate yet"
+        updates, asked = sum(self._steps.values()) - self._skipped, self._total - self._skipped
+        eta = f"{_clock(elapsed * (asked / updates - 1))} left" if updates > 0 else "no estimate yet"
         best = f", best success_once {self._best[0]:.2f} at {self._best[1]}" if self._best else ""
         running = len(self._started - self._ended)
         done = f"{len(self._ended)}/{len(self._points)} points done, {running} running"

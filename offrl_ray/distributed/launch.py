@@ -32,7 +32,7 @@ def main(sweep: Sweep, argv: list[str] | None = None) -> int:
     try:
         return _main(sweep, args)
     except UsageError as e:
-        print(f"{len(e.problems)} problem{'s' * (len(e.problems) > 1)}:\n{e}", file=sys.stderr)
+        print(e.report(), file=sys.stderr)
         return 2
 
 
@@ -151,10 +151,11 @@ def _load(grid: Plan) -> tuple[run.Loaded, Plan]:
     points = []
     for p in grid.points:
         key = (p.cfg.data, p.cfg.env)
-        if key not in index:
+        if key in index:
+            run.check_network(p.cfg, data[index[key]].spec)
+        else:
             index[key] = len(data)
             data.append(run.load_data(p.cfg))
-        run.check_network(p.cfg, data[index[key]].spec)
         points.append(p._replace(cfg=run.in_env(p.cfg, data[index[key]].env_id)))
     return run.Loaded(data, [index[p.cfg.data, p.cfg.env] for p in grid.points]), grid._replace(points=points)
 

@@ -63,6 +63,11 @@ class Point(NamedTuple):
     axes: dict[str, Any]  # without the axes that are inert here
     cfg: RunConfig
 
+    def record(self) -> dict[str, Any]:
+        """The point as a plan record lists it (records.py)."""
+        seeds, steps = list(self.cfg.train.seeds), self.cfg.train.steps
+        return {"trial": self.trial, "point": self.axes, "config": to_dict(self.cfg), "seeds": seeds, "steps": steps}
+
 
 class Plan(NamedTuple):
     axes: dict[str, list[Any]]
@@ -126,16 +131,7 @@ def plan_record(
         "question": sweep.question,
         "preset": preset,
         "axes": plan.axes,
-        "points": [
-            {
-                "trial": p.trial,
-                "point": p.axes,
-                "config": to_dict(p.cfg),
-                "seeds": list(p.cfg.train.seeds),
-                "steps": p.cfg.train.steps,
-            }
-            for p in plan.points
-        ],
+        "points": [p.record() for p in plan.points],
         "digest": plan.digest,
         "data": data,
         "versions": versions,
