@@ -208,7 +208,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from scipy.stats import binomtest
 
     from offrl_ray import checkpoint
-    from offrl_ray.evaluate import EvalRequest, acting, evaluate_members, is_finite, open_env
+    from offrl_ray.evaluate import EvalRequest, evaluate_members, is_finite, open_env
+    from offrl_ray.policy import acting
 
     if args.episodes < 1 or args.seed < 0:
         raise UsageError([f"--episodes must be >= 1 and --seed >= 0, but got {args.episodes} and {args.seed}"])

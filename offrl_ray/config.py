@@ -12,13 +12,15 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from offrl_ray.algos import VARIANTS, AlgoConfig
 from offrl_ray.data.dataset import Anchor
 from offrl_ray.errors import UsageError, did_you_mean
-from offrl_ray.fields import Count, Number, Positive, config, swept_fields
+from offrl_ray.fields import Count, Fraction, Needs, Number, Positive, config, swept_fields
+
+TAGS = {*VARIANTS, "resmlp", "unet", "function-before", "function-after"}
 
 
 @config
 class DataConfig:
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """ManiSkill trajectory files"""
+    files: tuple[str, ...] = ()
+    """ManiSkill trajectory files; only a variant that steps environments itself can do without"""
     weights: tuple[Positive, ...] | None = None
     """share of each file in a batch; by default every step is equally likely"""
     obs_horizon: Count = 2
@@ -27,6 +29,8 @@ class DataConfig:
     """actions executed before the policy looks again; the critic's chunk"""
     pred_horizon: Count = 16
     """actions predicted and imitated"""
+    q_horizon: Count | None = None
+    """actions of the chunk that the critic scores; none is act_horizon, and only dqc takes more"""
     q_chunk_anchor: Anchor = "current"
     """frame at which a chunk starts; oldest reproduces the seed's off-by-one"""
 
@@ -37,14 +41,22 @@ class EnvConfig:
     """environment; by default the one the data comes from"""
     control_mode: str = "pd_ee_delta_pose"
     """controller; the data must have the same"""
-    reward_mode: Literal["sparse", "dense", "normalized_dense"] = "sparse"
-    """reward; the data must have the same"""
+    reward_mode: Literal["sparse", "dense", "normalized_dense", "native"] = "sparse"
+    """reward; the data must have the same; native is what a gymnasium environment pays"""
     max_steps: Count = 100
     """length of an evaluation episode"""
-    sim_backend: Literal["physx_cpu", "physx_cuda"] = "physx_cpu"
-    """simulator of the evaluation"""
+    sim_backend: Literal["physx_cpu", "physx_cuda", "native"] = "physx_cpu"
+    """simulator of the evaluation; native for gymnasium's own environments"""
     num_envs: Count = 1
-    """environments stepped together; more than one needs physx_cuda"""
+    """environments stepped together; more than one needs physx_cuda or native"""
+
+
+@config
+class OnlineConfig:
+    start_steps: Count = 5000
+    """environment steps of uniformly random actions, per seed, before the first update"""
+    demo_ratio: Fraction = 0.5
+    """share of a batch that comes from the files, if there are any; the rest is the run's own experience"""
 
 
 @config
@@ -89,22 +101,46 @@ class RunConfig:
     env: EnvConfig = Field(default_factory=EnvConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
+    online: OnlineConfig | None = None
+    """how a variant that steps environments gathers data; none for all others"""
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        d, rules = self.data, []
+        d, needs, rules = self.data, self.algo.needs, []
         offset = 0 if d.q_chunk_anchor == "current" else d.obs_horizon - 1
         if d.pred_horizon < offset + d.act_horizon:
             rules.append(
                 f"data.pred_horizon must be >= {offset + d.act_horizon} (act_horizon"
                 f"{f' + {offset} frames of the oldest anchor' if offset else ''}), but is {d.pred_horizon}"
             )
+        if d.q_horizon is not None and not (d.q_horizon == d.act_horizon or needs.q_horizon):
+            rules.append(
+                f"data.q_horizon must be data.act_horizon ({d.act_horizon}) for {self.algo.name}, but is {d.q_horizon}"
+            )
+        if d.q_horizon is not None and d.q_horizon < d.act_horizon:
+            rules.append(f"data.q_horizon must be >= data.act_horizon, but got {d.q_horizon} < {d.act_horizon}")
+        if needs.discrete and (d.obs_horizon, d.act_horizon, d.pred_horizon) != (1, 1, 1):
+            rules.append(
+                f"data.obs_horizon, act_horizon and pred_horizon must be 1 for {self.algo.name}, "
+                f"but are {d.obs_horizon}, {d.act_horizon}, {d.pred_horizon}"
+            )
+        if not d.files and not needs.online:
+            rules.append(
+                f"data.files must name a trajectory file, which is required for {self.algo.name}, "
+                f"but got {list(d.files)}; `offrl-ray collect` makes one"
+            )
+        if not d.files and needs.online and self.env.id is None:
+            rules.append("env.id must be given when there are no data.files to tell it, for example env.id=PushCube-v1")
+        if (self.online is not None) != needs.online:
+            rules.append(f"online settings must be there for {'rlpd alone' if self.online else self.algo.name}")
         if d.weights is not None and len(d.weights) != len(d.files):
             rules.append(f"data.weights must be one per file, but got {len(d.weights)} for {len(d.files)} files")
         if len(set(self.train.seeds)) != len(self.train.seeds):
             rules.append(f"train.seeds must differ, but got {list(self.train.seeds)}")
         if self.env.sim_backend == "physx_cpu" and self.env.num_envs > 1:
             rules.append(f"env.num_envs must be 1 on physx_cpu, but is {self.env.num_envs}; use physx_cuda or lower it")
+        if self.online and self.env.num_envs > 1:
+            rules.append(f"env.num_envs must be 1 for {self.algo.name}, but is {self.env.num_envs}")
         if self.eval.seed + self.eval.episodes > 2**32:
             rules.append(f"eval.seed + eval.episodes must be <= 2**32, but got {self.eval.seed} + {self.eval.episodes}")
         if rules:
@@ -144,7 +180,10 @@ def describe(variant: str) -> list[Setting]:
     """Every setting of a run of this variant. Raises UsageError for an unknown variant."""
     if variant not in VARIANTS:
         raise UsageError([f"no variant {variant!r}; {did_you_mean(variant, VARIANTS)}"])
-    roots = {**get_type_hints(RunConfig), "algo": VARIANTS[variant][0]}
+    needs: Needs = VARIANTS[variant][0].needs
+    roots = {**get_type_hints(RunConfig), "algo": VARIANTS[variant][0], "online": OnlineConfig}
+    if not needs.online:
+        del roots["online"]
     found: dict[str, Setting] = {}
     for root, cls in roots.items():
         for s in _settings(cls):
@@ -153,7 +192,8 @@ def describe(variant: str) -> list[Setting]:
             # a field that two kinds of a block have is one setting
             meaning = f"{same.meaning} | {s.meaning}" if same and same.meaning != s.meaning else s.meaning
             found[key] = s._replace(key=key, meaning=meaning, default=same.default if same else s.default)
-    return list(found.values())
+    defaults = {**needs.defaults, **({} if needs.online else {"data.files": "required"})}
+    return [s._replace(default=defaults.get(s.key, s.default)) for s in found.values()]
 
 
 def _settings(cls: Any) -> Iterator[Setting]:
@@ -183,9 +223,10 @@ def resolve(flat: Mapping[str, Any]) -> RunConfig:
     if not isinstance(variant, str) or variant not in VARIANTS:
         raise UsageError([f"algo.name must be a variant, but is {variant!r}; {did_you_mean(str(variant), VARIANTS)}"])
     known = {s.key for s in describe(variant)}
+    needs: Needs = VARIANTS[variant][0].needs
     problems = [f"{k}: unknown key; {did_you_mean(k, known)}" for k in flat if k not in known]
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
+    tree: dict[str, Any] = {"data": {}, **({"online": {}} if needs.online else {})}
+    for key, value in {**needs.defaults, **flat}.items():
         if key in known:
             _put(tree, key.split("."), value)
     found: dict[str, str] = {}
@@ -206,8 +247,10 @@ def _validate(tree: dict[str, Any], found: dict[str, str]) -> RunConfig | None:
     except ValidationError as e:
         removed = False
         for error in e.errors():
-            path = [p for p in map(str, error["loc"]) if not p.isdigit() and p not in ("resmlp", "unet")]
+            path = [p for p in _place(error) if not p.isdigit()]
             for i, line in enumerate(_problem(error).splitlines()):
+                if any(line.startswith(f"{known} must") for known in found):
+                    continue  # a rule about a field that is already named
                 place = ".".join(path) + f"#{i}" * (error["type"] == "value_error")
                 if not any(f"{place}.".startswith(f"{known}.") for known in found if "#" not in known):
                     found.setdefault(place, line)
@@ -236,10 +279,13 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
+def _place(error: Any) -> list[str]:
+    """Where an error is, without pydantic's names for the kinds of a block."""
+    return [p for p in map(str, error["loc"]) if p not in TAGS]
+
+
 def _problem(error: Any) -> str:
-    where = ".".join(
-        str(p) for p in error["loc"] if str(p) not in ("resmlp", "unet", "function-before", "function-after")
-    )
+    where = ".".join(_place(error))
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
     shown = f", but got {value!r}" if not isinstance(value, dict) and not dataclasses.is_dataclass(value) else ""

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from offrl_ray.algos import make
-from offrl_ray.algos.functional import select, to_device
+from offrl_ray.algos.functional import to_device
 from offrl_ray.config import EnvConfig, RunConfig
 from offrl_ray.envs.maniskill import ManiSkillEnv
-from offrl_ray.types import Algorithm, Env, Noise, Obs, Spec, State
+from offrl_ray.policy import Policy
+from offrl_ray.types import Env, Spec, State
 
 
 class Episodes(NamedTuple):
@@ -23,25 +23,6 @@ class Episodes(NamedTuple):
     success_at_end: list[int]  # 1 if the last step was
     ret: list[float]  # undiscounted sum of raw rewards
     length: list[int]  # steps to the first success, or all
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A variant's acting part between raw observations and raw actions."""
-
-    alg: Algorithm
-    spec: Spec
-    state: State  # only `State["acting"]` is needed
-
-    def act(self, window: dict[str, list[Tensor]], noise: Noise) -> Tensor:
-        """Last T_o raw frames of each key, [N, ...] each -> raw action chunk [N, H, A] in [-1, 1]."""
-        obs: Obs = {}
-        for key, frames in window.items():
-            x = torch.stack(frames, dim=1)
-            obs[key] = (x - x.new_tensor(self.spec.obs_mean[key])) / x.new_tensor(self.spec.obs_std[key])
-        action = self.alg.act(self.state, obs, noise)
-        raw = action * action.new_tensor(self.spec.action_std) + action.new_tensor(self.spec.action_mean)
-        return raw.clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -123,11 +104,6 @@ def evaluate_members(request: EvalRequest, env: Env) -> EvalResult:
         policy = Policy(alg, request.spec, to_device(state, device))
         results[seed] = evaluate(policy, env, request.cfg.eval.episodes, request.cfg.eval.seed)
     return EvalResult(request.step, request.digest, results, time.perf_counter() - began, "")
-
-
-def acting(state: State, index: int) -> State:
-    """What a member's `act` needs, out of a stacked state, on the CPU."""
-    return to_device(select({"acting": state["acting"]}, index), "cpu")
 
 
 def is_finite(state: State) -> bool:

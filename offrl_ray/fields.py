@@ -6,7 +6,9 @@ All other fields are structure, and equal within a stack.
 
 import dataclasses
 import math
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -37,6 +39,16 @@ NonNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Number, Field(ge=0, le=1)]
 Discount = Annotated[float, Number, Field(gt=0, lt=1)]
 Count = Annotated[int, Number, Field(ge=1)]
+
+
+class Needs(NamedTuple):
+    """What a variant asks of the run around it; stands in its Config as `needs: ClassVar[Needs]`."""
+
+    rewards: bool = True
+    discrete: bool = False  # actions are indices, one at a time
+    online: bool = False  # steps environments while it trains; then files are optional
+    q_horizon: bool = False  # its critic may score longer chunks than are executed
+    defaults: Mapping[str, Any] = MappingProxyType({})  # settings outside `algo` whose default is another one here
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

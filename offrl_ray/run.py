@@ -15,7 +15,8 @@ from offrl_ray.config import RunConfig, to_dict
 from offrl_ray.data import hdf5
 from offrl_ray.data.dataset import Arrays, Dataset, build
 from offrl_ray.errors import UsageError
-from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, acting, is_finite
+from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, is_finite
+from offrl_ray.policy import acting
 from offrl_ray.train import Progress, Snapshot, start, train
 from offrl_ray.types import Spec
 
@@ -53,7 +54,7 @@ class Loaded(NamedTuple):
 def load_data(cfg: RunConfig) -> Data:
     """Read and check the config's files. Raises UsageError with all problems of all files."""
     expect = {"control_mode": cfg.env.control_mode, "reward_mode": cfg.env.reward_mode, "env_id": cfg.env.id}
-    files = hdf5.load(list(cfg.data.files), **expect)
+    files = hdf5.load(list(cfg.data.files), **expect, rewards=cfg.algo.needs.rewards)
     d = cfg.data
     arrays, spec = build(
         [f.episodes for f in files],
@@ -61,6 +62,8 @@ def load_data(cfg: RunConfig) -> Data:
         obs_horizon=d.obs_horizon,
         act_horizon=d.act_horizon,
         pred_horizon=d.pred_horizon,
+        q_horizon=d.q_horizon,
+        num_actions=files[0].num_actions,
         anchor=d.q_chunk_anchor,
         weights=d.weights,
     )
@@ -76,7 +79,12 @@ def data_problems(flat: Mapping[str, Any]) -> list[str]:
 
 
 def check_network(cfg: RunConfig, spec: Spec) -> None:
-    """Raises UsageError if the variant's networks do not fit the data."""
+    """Raises UsageError if the variant or its networks do not fit the data."""
+    if cfg.algo.needs.discrete != bool(spec.num_actions):
+        kinds = ("discrete", "continuous") if cfg.algo.needs.discrete else ("continuous", "discrete")
+        raise UsageError(
+            [f"{cfg.algo.name} needs {kinds[0]} actions, but the data's are {kinds[1]}; choose another variant or file"]
+        )
     make(cfg.algo, spec)
 
 

@@ -9,9 +9,8 @@ from torch import Generator, Tensor
 
 from offrl_ray.algos.functional import select, stack, to_device
 from offrl_ray.config import RunConfig
-from offrl_ray.data.dataset import Dataset
 from offrl_ray.fields import hparams
-from offrl_ray.types import Algorithm, Metrics, State
+from offrl_ray.types import Algorithm, Metrics, Source, State
 
 
 class Snapshot(NamedTuple):
@@ -20,6 +19,7 @@ class Snapshot(NamedTuple):
     step: int
     state: State
     generators: Tensor  # [P, bytes] uint8
+    source: State = {}  # noqa: RUF012, what the run gathered itself (Source.pack)
 
 
 class Progress(NamedTuple):
@@ -35,7 +35,7 @@ def start(cfg: RunConfig, alg: Algorithm) -> Snapshot:
     return Snapshot(0, state, torch.stack([g.get_state() for g in generators]))
 
 
-def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) -> Iterator[Progress]:
+def train(cfg: RunConfig, alg: Algorithm, source: Source, resume: Snapshot) -> Iterator[Progress]:
     """Train from `resume` to `cfg.train.steps`, pausing at every report, at every evaluation and at the end.
 
     A member draws batches and noise from its own generator, so it is the same run alone or beside others: bit for bit
@@ -53,21 +53,24 @@ def train(cfg: RunConfig, alg: Algorithm, dataset: Dataset, resume: Snapshot) ->
     update = alg.update if single else torch.vmap(alg.update, in_dims=(0, 0, 0, None))
     begin = to_device(resume.state, cfg.train.device)
     state = select(begin, 0) if single else begin
-    size, step = cfg.train.batch_size, resume.step
+    source.unpack(resume.source)
+    size, step = cfg.train.batch_size * alg.minibatches, resume.step
     while step < cfg.train.steps:
         began, total, updates = time.perf_counter(), torch.zeros(()), _pause(cfg, step) - step
         for _ in range(updates):
-            indices = [dataset.draw(g, size) for g in generators]
+            acting = {"acting": state["acting"]}
+            batch = source.sample(generators, size, select(acting, None) if single else acting)
             noise = [alg.update_noise(g, size) for g in generators]
             if single:
-                state, metrics = update(state, dataset.batch(indices[0]), noise[0], hp)
+                state, metrics = update(state, select(batch, 0), noise[0], hp)
             else:
-                state, metrics = update(state, dataset.batch(torch.stack(indices)), stack(noise), hp)
+                state, metrics = update(state, batch, stack(noise), hp)
             total = total + torch.stack([m.expand(members) for m in metrics.values()])
         means = dict(zip(metrics, total.cpu() / updates, strict=True))
         saved = torch.stack([g.get_state() for g in generators])
         step += updates
-        yield Progress(Snapshot(step, stack([state]) if single else state, saved), means, time.perf_counter() - began)
+        snapshot = Snapshot(step, stack([state]) if single else state, saved, source.pack())
+        yield Progress(snapshot, means | source.metrics(), time.perf_counter() - began)
 
 
 def _pause(cfg: RunConfig, step: int) -> int:

@@ -1,8 +1,9 @@
 """The seam between a variant and everything else.
 
 Shape letters, used throughout the package:
-B batch, T_o observation frames, H executed action chunk, H_p predicted action chunk, A action dimension,
-E critics of an ensemble, C encoded condition, N environments. A population axis P appears only in train.py.
+B batch, T_o observation frames, H executed action chunk, H_p predicted action chunk, H_q chunk that the critic scores,
+A action dimension, E critics of an ensemble, C encoded condition, N environments. A population axis P, one entry per
+seed, appears only where batches come from and in train.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,18 +25,20 @@ class Batch(NamedTuple):
 
     obs: Obs  # key -> [B, T_o, ...]: frames t-T_o+1 .. t
     action: Tensor  # [B, H_p, A]: what the policy imitates
-    q_action: Tensor  # [B, H, A]: what the critic scores; padded after the chunk's end
-    reward: Tensor  # [B, H]: raw rewards r_t .. r_{t+H-1}
-    mask: Tensor  # [B, H]: 1 while the step belongs to the chunk; sums to the chunk length tau >= 1
+    q_action: Tensor  # [B, H_q, A]: what the critic scores; padded after the chunk's end
+    reward: Tensor  # [B, H_q]: raw rewards r_t .. r_{t+H_q-1}
+    mask: Tensor  # [B, H_q]: 1 while the step belongs to the chunk; sums to the chunk length tau >= 1
     terminal: Tensor  # [B]: 1 if the chunk ended by `terminated`
     next_obs: Obs  # key -> [B, T_o, ...]: frames up to t+tau
+    step: Tensor  # [B]: t, the chunk's current step within its episode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """What a variant must know about data and environment; JSON-able, and kept in every checkpoint.
 
-    Variants live in normalised units, (raw - mean) / std per dimension; raw actions lie in [-1, 1].
+    Variants live in normalised units, (raw - mean) / std per dimension; raw actions lie in [-1, 1], or are the index of
+    one of `num_actions` discrete actions, which is never normalised.
     """
 
     obs_shape: dict[str, tuple[int, ...]]  # key -> shape of one frame
@@ -47,20 +50,27 @@ class Spec:
     obs_horizon: int  # T_o
     pred_horizon: int  # H_p
     act_horizon: int  # H
+    q_horizon: int  # H_q; H for all variants but those that say otherwise
     act_offset: int  # the executed chunk is prediction[act_offset : act_offset + H]
     reward_low: float
     reward_high: float
     reward_ends_episode: bool  # every non-zero reward is paid on a terminating step
+    num_actions: int = 0  # discrete actions; 0: actions are continuous
+
+    @property
+    def raw_bounds(self) -> tuple[float, float]:
+        """Smallest and largest raw action."""
+        return (0.0, self.num_actions - 1.0) if self.num_actions else (-1.0, 1.0)
 
     @property
     def action_low(self) -> tuple[float, ...]:
         """Normalised lower action bound, [A]."""
-        return tuple((-1.0 - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
+        return tuple((self.raw_bounds[0] - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
 
     @property
     def action_high(self) -> tuple[float, ...]:
         """Normalised upper action bound, [A]."""
-        return tuple((1.0 - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
+        return tuple((self.raw_bounds[1] - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
 
 
 class Algorithm(NamedTuple):
@@ -69,8 +79,26 @@ class Algorithm(NamedTuple):
     init: Callable[[Generator], State]
     update_noise: Callable[[Generator, int], Noise]  # every random number that one update of so many chunks needs
     update: Callable[[State, Batch, Noise, Hparams], tuple[State, Metrics]]
-    act_noise: Callable[[Generator, int], Noise]  # for so many environments
+    act_noise: Callable[[Generator, int], Noise]  # for so many environments, when the policy is judged
     act: Callable[[State, Obs, Noise], Tensor]  # obs history, [N, T_o, ...] -> executed chunk [N, H, A]
+    explore_noise: Callable[[Generator, int], Noise] | None = None  # when it gathers data; None: it never does
+    minibatches: int = 1  # minibatches of `batch_size` chunks, side by side in the batch of one update
+
+
+class Source(Protocol):
+    """Where the batches of a run come from."""
+
+    def sample(self, generators: Sequence[Generator], batch_size: int, state: State) -> Batch:
+        """One batch per generator, [P, B, ...]; `state` is the members' acting part, stacked, for those that act."""
+
+    def metrics(self) -> Metrics:
+        """What happened since the last call, name -> [P]."""
+
+    def pack(self) -> State:
+        """All that a later run needs to go on here, for a checkpoint; nothing in it changes any more."""
+
+    def unpack(self, saved: State) -> None:
+        """Go on from there; from the beginning if it is empty."""
 
 
 class EnvStep(NamedTuple):

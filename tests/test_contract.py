@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from rows import ROWS
+from rows.kinds import Flat, Knob, Part
 from torch import Tensor
 from toys import (
-    ROWS,
     SPEC,
-    Flat,
-    Knob,
-    Part,
     Step,
     advance,
     algorithm,

@@ -7,7 +7,8 @@ from torch import Generator, Tensor
 
 from offrl_ray.algos import make
 from offrl_ray.algos.functional import select
-from offrl_ray.evaluate import Episodes, EvalRequest, LocalEvaluator, Policy, acting, evaluate, evaluate_members
+from offrl_ray.evaluate import Episodes, EvalRequest, LocalEvaluator, evaluate, evaluate_members
+from offrl_ray.policy import Policy, acting
 from offrl_ray.train import start
 from offrl_ray.types import Algorithm, EnvStep, Noise, Obs, Spec, State
 from tests.conftest import OBS, MakeRun, ToyEnv
@@ -23,6 +24,7 @@ SPEC = Spec(
     obs_horizon=3,
     pred_horizon=4,
     act_horizon=2,
+    q_horizon=2,
     act_offset=0,
     reward_low=0.0,
     reward_high=1.0,

@@ -16,7 +16,7 @@ GAMMA = T(0.5)
 
 def chunks(reward: list[list[float]], mask: list[list[float]], terminal: list[float]) -> Batch:
     nothing = torch.zeros(len(reward), 1, 1)
-    return Batch({"state": nothing}, nothing, nothing, T(reward), T(mask), T(terminal), {"state": nothing})
+    return Batch({"state": nothing}, nothing, nothing, T(reward), T(mask), T(terminal), {"state": nothing}, T(terminal))
 
 
 def test_chunk_return_by_hand() -> None:

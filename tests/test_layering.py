@@ -18,7 +18,7 @@ LAYERS = [
     {"distributed"},
     {"run"},
     {"sweep", "evaluate", "checkpoint", "collect"},
-    {"train"},
+    {"train", "policy"},
     {"config"},
     {"algos", "data", "envs"},
     {"records", "fields"},

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from toys import ROWS, Flat, dataset, episode, generator, run_config
+from rows import ROWS
+from rows.kinds import Flat
+from toys import dataset, episode, generator, run_config
 
 from offrl_ray.algos import make
 from offrl_ray.algos.functional import select

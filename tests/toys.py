@@ -1,12 +1,13 @@
-"""Small data with known answers, and what the tests must know of each variant: one `Row` for each."""
+"""Small data with known answers, and small runs of each variant."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from rows import ROWS
+from rows.kinds import UNSET, Flat
 from torch import Generator, Tensor
 
 from offrl_ray.algos import make
@@ -15,8 +16,6 @@ from offrl_ray.data import dataset as ds
 from offrl_ray.data.hdf5 import Episode
 from offrl_ray.fields import hparams
 from offrl_ray.types import Algorithm, Batch, Hparams, Noise, Spec, State
-
-Flat = Mapping[str, Any]
 
 SPEC = Spec(
     obs_shape={"state": (3,), "goal": (1,)},
@@ -28,159 +27,12 @@ SPEC = Spec(
     obs_horizon=2,
     pred_horizon=4,
     act_horizon=3,
+    q_horizon=3,
     act_offset=1,
     reward_low=-1.0,
     reward_high=2.0,
     reward_ends_episode=False,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knob:
-    """Another value of a setting, settings under which it must matter, and settings that have to change with it."""
-
-    value: Any
-    given: Flat = field(default_factory=dict)
-    along: Flat = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of the loss: with and without it, the first gradients differ in all of these parameters but `spares`."""
-
-    on: Flat
-    off: Flat
-    trains: str
-    spares: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    small: Flat
-    """a network that takes a millisecond, and step sizes at which 20 updates are visible"""
-    knobs: Mapping[str, Knob]
-    """every setting of the variant"""
-    switches: Sequence[Flat]
-    """settings that switch something off, and so may make others inert"""
-    parts: Mapping[str, Part]
-    optimisers: Mapping[str, str]
-    """parameters -> their optimiser's state"""
-    averages: Mapping[tuple[str, ...], tuple[str, Callable[[Hparams], Tensor]]]
-    """path of averaged parameters -> what they follow, and at what rate"""
-    noisy: Flat
-    """settings under which all kinds of noise are drawn"""
-    normal: frozenset[str]
-    """noise that is standard normal; all other is uniform in [0, 1)"""
-    networks: Mapping[str, Flat]
-    probes: Mapping[str, Flat]
-    """ways to learn values that must find the closed form"""
-
-
-UNSET = object()
-NO_RESMLP = {"network.width": UNSET, "network.blocks": UNSET}
-PROBE = {
-    "critic_hidden": (32, 32),
-    "alpha": 0.0,
-    "num_flow_steps": 1,
-    "teacher_steps": 1,
-    "gamma": 0.5,
-    "tau": 0.1,
-    "ema_decay": 0.9,
-    "reward_scale": 1.0,
-    "lr_critic": 1e-2,
-}
-
-ROWS: dict[str, Row] = {
-    "cpql": Row(
-        small={
-            "network.width": 16,
-            "network.blocks": 1,
-            "network.time_dim": 4,
-            "critic_hidden": (16, 16),
-            "num_flow_steps": 3,
-            "alpha": 0.5,
-            "lr": 1e-3,
-            "lr_critic": 1e-3,
-            "warmup_steps": 0,
-            "grad_clip": None,
-        },
-        knobs={
-            "alpha": Knob(value=0.2),
-            "bc_weight": Knob(value=0.5),
-            "consistency_weight": Knob(value=0.3),
-            "q_grad_mode": Knob(value="whole_grad"),
-            "q_grad_steps": Knob(value=2, given={"q_grad_mode": "last_k", "q_grad_steps": 1}),
-            "q_norm": Knob(value="coinflip"),
-            "q_norm_eps": Knob(value=10.0, given={"q_norm": "abs"}),
-            "num_flow_steps": Knob(value=2),
-            "cons_t_min": Knob(value=0.5),
-            "cons_t_max": Knob(value=0.5),
-            "cons_delta_min": Knob(value=0.1),
-            "cons_delta_max": Knob(value=0.3),
-            "teacher_steps": Knob(value=1),
-            "gamma": Knob(value=0.9),
-            "tau": Knob(value=0.5),
-            "ema_decay": Knob(value=0.9),
-            "reward_scale": Knob(value=1.0),
-            "q_target_clip": Knob(value=0.05),
-            "random_action_penalty": Knob(value=1.0),
-            "bounded_critic": Knob(value=True),
-            "lr": Knob(value=3e-3),
-            "lr_critic": Knob(value=3e-3),
-            "warmup_steps": Knob(value=10.0),
-            "grad_clip": Knob(value=0.1),
-            "network.kind": Knob(value="unet", along={**NO_RESMLP, "network.widths": (16, 16)}),
-            "network.width": Knob(value=8),
-            "network.blocks": Knob(value=2),
-            "network.time_dim": Knob(value=6),
-            "network.widths": Knob(
-                value=(16, 32), given={**NO_RESMLP, "network.kind": "unet", "network.widths": (16, 16)}
-            ),
-            "critic_hidden": Knob(value=(16,)),
-            "num_critics": Knob(value=3),
-        },
-        switches=[{"alpha": 0.0}, {"consistency_weight": 0.0}, {"bc_weight": 0.0}, {"q_norm": "none"}],
-        parts={
-            "flow": Part(
-                on={"bc_weight": 1.0, "consistency_weight": 0.0, "alpha": 0.0},
-                off={"bc_weight": 0.0, "consistency_weight": 0.0, "alpha": 0.0},
-                trains="policy",
-            ),
-            "consistency": Part(
-                on={"bc_weight": 0.0, "consistency_weight": 1.0, "alpha": 0.0},
-                off={"bc_weight": 0.0, "consistency_weight": 0.0, "alpha": 0.0},
-                trains="policy",
-            ),
-            "q_policy": Part(
-                on={"bc_weight": 0.0, "consistency_weight": 0.0, "alpha": 1.0},
-                off={"bc_weight": 0.0, "consistency_weight": 0.0, "alpha": 0.0},
-                trains="policy",
-            ),
-            "td": Part(on={"reward_scale": 1.0}, off={"reward_scale": 0.1}, trains="critic"),
-            "td bounded": Part(
-                on={"bounded_critic": True, "q_target_clip": 100.0, "alpha": 0.0},
-                off={"bounded_critic": True, "q_target_clip": 0.05, "alpha": 0.0},
-                trains="critic",
-            ),
-            # a constant on all values cancels in their difference
-            "penalty": Part(
-                on={"random_action_penalty": 1.0},
-                off={"random_action_penalty": 0.0},
-                trains="critic",
-                spares=frozenset({"b_out"}),
-            ),
-        },
-        optimisers={"policy": "policy_opt", "critic": "critic_opt"},
-        averages={
-            ("acting", "policy_ema"): ("policy", lambda hp: 1 - hp["ema_decay"]),
-            ("critic_target",): ("critic", lambda hp: hp["tau"]),
-        },
-        noisy={"random_action_penalty": 1.0},
-        normal=frozenset({"x_0", "z", "z_next"}),
-        networks={"resmlp": {}, "unet": {**NO_RESMLP, "network.kind": "unet", "network.widths": (16, 16)}},
-        probes={"plain": PROBE, "bounded": {**PROBE, "bounded_critic": True}},
-    ),
-}
 
 
 def layered(variant: str, *algo: Flat) -> dict[str, Any]:
@@ -209,7 +61,7 @@ def window(g: Generator, size: int, spec: Spec = SPEC) -> dict[str, Tensor]:
 
 def batch(g: Generator, size: int = 16, spec: Spec = SPEC) -> Batch:
     """Random chunks of every length, a third of them terminal."""
-    h, a = spec.act_horizon, spec.action_dim
+    h, a = spec.q_horizon, spec.action_dim
     tau = torch.arange(size) % h + 1
     return Batch(
         obs=window(g, size, spec),
@@ -219,6 +71,7 @@ def batch(g: Generator, size: int = 16, spec: Spec = SPEC) -> Batch:
         mask=(torch.arange(h) < tau[:, None]).float(),
         terminal=(torch.rand(size, generator=g) < 1 / 3).float(),
         next_obs=window(g, size, spec),
+        step=torch.arange(size) % 7.0,
     )
 
 

@@ -28,7 +28,7 @@ the normaliser of L_Q has a floor `q_norm_eps`; the chunk starts at the current 
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,13 @@ from torch.func import grad
 
 from offrl_ray.algos import flow, nets
 from offrl_ray.algos import functional as fn
-from offrl_ray.fields import Count, Discount, Fraction, NonNegative, Positive, Swept, config
+from offrl_ray.fields import Count, Discount, Fraction, Needs, NonNegative, Positive, Swept, config
 from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec, State
 
 
 @config
 class Config:
+    needs: ClassVar[Needs] = Needs()
     name: Literal["cpql"] = "cpql"
     """the variant"""
     alpha: Swept[NonNegative] = 0.01

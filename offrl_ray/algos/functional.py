@@ -108,7 +108,9 @@ def detached(metrics: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def tree_map(f: Callable[..., Any], *trees: Any) -> Any:
-    """`f` on the tensors of equally built nested dicts."""
+    """`f` on the tensors of equally built nested dicts and batches."""
+    if isinstance(trees[0], Batch):
+        return Batch(*(tree_map(f, *fields) for fields in zip(*trees, strict=True)))
     if isinstance(trees[0], dict):
         return {k: tree_map(f, *(t[k] for t in trees)) for k in trees[0]}
     return f(*trees)

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from offrl_ray.data.hdf5 import Episode
-from offrl_ray.types import Batch, Spec
+from offrl_ray.types import Batch, Metrics, Spec, State
 
 GRIPPER_LAST = {
     "pd_ee_delta_pose": 7,
@@ -39,10 +39,15 @@ def build(
     obs_horizon: int,
     act_horizon: int,
     pred_horizon: int,
+    q_horizon: int | None = None,
     anchor: Anchor = "current",
     weights: Sequence[float] | None = None,
+    num_actions: int = 0,
+    spec: Spec | None = None,
 ) -> tuple[Arrays, Spec]:
     """Arrays for `Dataset`, and the spec. `groups` are the episodes of each file, `weights` their shares of a batch.
+
+    A given `spec` is used as it is; otherwise it follows from the data.
 
     Chunks exist for every step t of every episode. With anchor "current" the chunk starts at t, the newest frame of the
     window; with "oldest" at the oldest one, which is what the seed's code did (one step off from what it executed).
@@ -53,22 +58,19 @@ def build(
     action = np.concatenate([_rows(e.action) for e in episodes])
     reward = np.concatenate([_rows(e.reward) for e in episodes])
     has_action = np.concatenate([np.r_[np.ones(len(e.action), bool), False] for e in episodes])
-    spec = _spec(obs, action[has_action], episodes, obs_horizon, pred_horizon, act_horizon, anchor)
-    table = [
-        _table(e, int(s), obs_horizon, act_horizon, pred_horizon, anchor)
-        for e, s in zip(episodes, starts, strict=False)
-    ]
+    if spec is None:
+        horizons = (obs_horizon, pred_horizon, act_horizon, q_horizon or act_horizon)
+        spec = _spec(obs, action[has_action], episodes, horizons, anchor, num_actions)
+    table = [chunk_rows(e, int(s), spec, anchor) for e, s in zip(episodes, starts, strict=False)]
     arrays: Arrays = {
         "rows": np.concatenate(table).astype(np.int32),
-        "action": _standard(
-            np.concatenate([action, _padding(action, control_mode)]), spec.action_mean, spec.action_std
-        ),
+        "action": standard(np.concatenate([action, padding(action, control_mode)]), spec.action_mean, spec.action_std),
         "reward": reward,
         "counts": np.array([sum(len(e.action) for e in group) for group in groups], np.int64),
         "weights": np.array([] if weights is None else weights, np.float64),
     }
     for key, values in obs.items():
-        arrays[f"obs.{key}"] = _standard(values, spec.obs_mean[key], spec.obs_std[key])
+        arrays[f"obs.{key}"] = standard(values, spec.obs_mean[key], spec.obs_std[key])
     return arrays, spec
 
 
@@ -76,7 +78,7 @@ def _rows(per_step: np.ndarray) -> np.ndarray:
     return np.concatenate([per_step, np.zeros_like(per_step[:1])]).astype(np.float32)
 
 
-def _padding(action: np.ndarray, control_mode: str) -> np.ndarray:
+def padding(action: np.ndarray, control_mode: str) -> np.ndarray:
     """What follows each action when its chunk has ended: no motion and the same gripper, or the same action again."""
     if control_mode not in GRIPPER_LAST:
         return action
@@ -86,7 +88,7 @@ def _padding(action: np.ndarray, control_mode: str) -> np.ndarray:
     return pad
 
 
-def _standard(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def standard(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     return ((x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).astype(np.float32)
 
 
@@ -94,11 +96,12 @@ def _spec(
     obs: Mapping[str, np.ndarray],
     action: np.ndarray,
     episodes: Sequence[Episode],
-    obs_horizon: int,
-    pred_horizon: int,
-    act_horizon: int,
+    horizons: tuple[int, int, int, int],
     anchor: Anchor,
+    num_actions: int,
 ) -> Spec:
+    obs_horizon, pred_horizon, act_horizon, q_horizon = horizons
+
     def mean(x: np.ndarray) -> tuple[float, ...]:
         return tuple(x.mean(0, dtype=np.float64).tolist())
 
@@ -112,23 +115,26 @@ def _spec(
         obs_mean={k: mean(v) for k, v in obs.items()},
         obs_std={k: std(v) for k, v in obs.items()},
         action_dim=action.shape[1],
-        action_mean=mean(action),
-        action_std=std(action),
+        action_mean=(0.0,) if num_actions else mean(action),
+        action_std=(1.0,) if num_actions else std(action),
         obs_horizon=obs_horizon,
         pred_horizon=pred_horizon,
         act_horizon=act_horizon,
+        q_horizon=q_horizon,
         act_offset=0 if anchor == "current" else obs_horizon - 1,
         reward_low=float(rewards.min()),
         reward_high=float(rewards.max()),
         reward_ends_episode=bool(ends[rewards != 0].all()),
+        num_actions=num_actions,
     )
 
 
-def _table(e: Episode, start: int, t_o: int, h: int, h_p: int, anchor: Anchor) -> np.ndarray:
-    """One row per step t: rows of window, next window, action, q_action, reward; then tau and terminal.
+def chunk_rows(e: Episode, start: int, spec: Spec, anchor: Anchor = "current") -> np.ndarray:
+    """One row per step t: rows of window, next window, action, q_action, reward; then tau, terminal and t.
 
-    A row of padding is named by the negative of (the row it pads + 1).
+    `start` is the row of the episode's first frame. A row of padding is named by the negative of (the row it pads + 1).
     """
+    t_o, h, h_p = spec.obs_horizon, spec.q_horizon, spec.pred_horizon
     length = len(e.action)
     t = np.arange(length)
     first = t if anchor == "current" else t - (t_o - 1)
@@ -145,9 +151,8 @@ def _table(e: Episode, start: int, t_o: int, h: int, h_p: int, anchor: Anchor) -
     last = (chunk + tau - 1)[:, None]
     q_action = np.where(scored <= last, start + scored, -(start + last + 1))
     reward = start + np.minimum(scored, length)
-    return np.concatenate(
-        [start + window, start + next_window, action, q_action, reward, tau[:, None], terminal[:, None]], axis=1
-    )
+    numbers = np.stack([tau, terminal, t], axis=1)
+    return np.concatenate([start + window, start + next_window, action, q_action, reward, numbers], axis=1)
 
 
 class Dataset:
@@ -163,8 +168,8 @@ class Dataset:
         self._obs = {k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")}
         self._counts, self._weights = tensors["counts"], tensors["weights"]
         self._offsets = self._counts.cumsum(0) - self._counts
-        t_o, h, h_p = spec.obs_horizon, spec.act_horizon, spec.pred_horizon
-        self._split = [2 * t_o, h_p + h, h, 1, 1]
+        t_o, h, h_p = spec.obs_horizon, spec.q_horizon, spec.pred_horizon
+        self._split = [2 * t_o, h_p + h, h, 1, 1, 1]
         self._step = torch.arange(h, device=device)
 
     def __len__(self) -> int:
@@ -184,7 +189,7 @@ class Dataset:
         """Chunks at `indices`, [B] or [P, B]; every field has the same leading axes."""
         s, lead = self.spec, indices.shape
         rows = self._rows.index_select(0, indices.reshape(-1))
-        frames, actions, rewards, tau, terminal = rows.split(self._split, dim=1)
+        frames, actions, rewards, tau, terminal, step = rows.split(self._split, dim=1)
         # padding of row r is stored behind all rows, at row count + r
         actions = torch.where(actions < 0, len(self._reward) - 1 - actions, actions)
 
@@ -192,7 +197,7 @@ class Dataset:
             return values.index_select(0, at.reshape(-1)).view(*lead, at.shape[1], *values.shape[1:])
 
         windows = {k: gather(v, frames).split(s.obs_horizon, dim=len(lead)) for k, v in self._obs.items()}
-        action, q_action = gather(self._action, actions).split([s.pred_horizon, s.act_horizon], dim=len(lead))
+        action, q_action = gather(self._action, actions).split([s.pred_horizon, s.q_horizon], dim=len(lead))
         mask = (self._step < tau).float()
         return Batch(
             obs={k: w[0] for k, w in windows.items()},
@@ -202,7 +207,20 @@ class Dataset:
             mask=mask.view(*lead, -1),
             terminal=terminal.float().view(lead),
             next_obs={k: w[1] for k, w in windows.items()},
+            step=step.float().view(lead),
         )
+
+    def sample(self, generators: Sequence[Generator], batch_size: int, state: State) -> Batch:
+        """One random batch per generator, [P, B, ...]; `state` does not matter to data that is already there."""
+        return self.batch(torch.stack([self.draw(g, batch_size) for g in generators]))
+
+    def metrics(self) -> Metrics:
+        return {}
+
+    def pack(self) -> State:
+        return {}
+
+    def unpack(self, saved: State) -> None: ...
 
 
 def nbytes(arrays: Arrays) -> int:

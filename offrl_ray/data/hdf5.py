@@ -45,6 +45,7 @@ class TrajectoryFile:
     env_kwargs: dict[str, Any]
     episodes: tuple[Episode, ...]
     digest: str  # SHA-256 over both files
+    num_actions: int  # discrete actions; 0: continuous
     problems: list[str]
 
     def summary(self) -> dict[str, Any]:
@@ -76,30 +77,43 @@ def inspect(
     control_mode: str = "pd_ee_delta_pose",
     reward_mode: str = "sparse",
     env_id: str | None = None,
+    rewards: bool = True,
     budget: int = MEMORY_BUDGET,
 ) -> TrajectoryFile:
-    """Read what is readable and name everything that is wrong. Raises nothing for a bad file."""
+    """Read what is readable and name everything that is wrong. Raises nothing for a bad file.
+
+    Where `rewards` are not needed a file may be without; they are zero then.
+    """
     path = Path(path)
     problems = Problems(path)
     if not _is_file(path):
         problems.add("no such file; `offrl-ray collect` makes one")
-        return TrajectoryFile(path, "", {}, (), "", problems.lines())
+        return TrajectoryFile(path, "", {}, (), "", 0, problems.lines())
     meta = _read_json(path, problems)
     info = meta.get("env_info", {})
     kwargs = info.get("env_kwargs", {})
+    num_actions = _num_actions(info, problems)
     if info:
-        _check_modes(info, control_mode, reward_mode, env_id, problems)
+        _check_modes(info, control_mode, reward_mode if rewards else None, env_id, problems)
     episodes: tuple[Episode, ...] = ()
     try:
         with h5py.File(path, "r") as f:
             if guard(f, path, budget, problems):
                 _check_counts(f, meta, problems)
-                episodes = tuple(_episodes(f, problems))
+                episodes = tuple(_episodes(f, rewards, problems))
     except Exception as e:  # damaged metadata surfaces as almost any exception of h5py's
         why = (str(e) or type(e).__name__).splitlines()[0]
         problems.add(f"not readable as HDF5, truncated or damaged ({why}); copy or make it again")
-    _check_content(episodes, kwargs.get("control_mode") == control_mode, problems)
-    return TrajectoryFile(path, str(info.get("env_id", "")), kwargs, episodes, _digest(path), problems.lines())
+    _check_content(episodes, problems)
+    if num_actions:
+        _check_indices(episodes, num_actions, problems)
+    elif kwargs.get("control_mode") == control_mode:
+        _check_range(episodes, problems)
+    if rewards and episodes and not any(e.reward.any() for e in episodes):
+        problems.add("all rewards are zero: there is nothing to learn a value from; add successful episodes or rewards")
+    return TrajectoryFile(
+        path, str(info.get("env_id", "")), kwargs, episodes, _digest(path), num_actions, problems.lines()
+    )
 
 
 def load(paths: list[str], **expect: Any) -> list[TrajectoryFile]:
@@ -112,6 +126,8 @@ def load(paths: list[str], **expect: Any) -> list[TrajectoryFile]:
     widths = {_widths(f.episodes[0]) for f in files if f.episodes}
     if len(widths) > 1:
         problems.append(f"all files must have the same observation and action sizes, but they have {sorted(widths)}")
+    if len(kinds := {f.num_actions for f in files if f.episodes}) > 1:
+        problems.append(f"all files must have the same number of discrete actions, but they have {sorted(kinds)}")
     if problems:
         raise UsageError(problems)
     return files
@@ -150,15 +166,26 @@ def _digest(path: Path) -> str:
     return sha.hexdigest()
 
 
-def _check_modes(info: dict[str, Any], control: str, reward: str, env_id: str | None, problems: Problems) -> None:
+def _num_actions(info: dict[str, Any], problems: Problems) -> int:
+    """Of a gymnasium environment with discrete actions, which `collect` notes down; ManiSkill has none."""
+    number = info.get("num_actions", 0)
+    if isinstance(number, int) and number >= 0:
+        return number
+    problems.add(f"env_info.num_actions must be a number of discrete actions, but is {number!r}")
+    return 0
+
+
+def _check_modes(
+    info: dict[str, Any], control: str, reward: str | None, env_id: str | None, problems: Problems
+) -> None:
     got = info["env_kwargs"]
-    replay = REPLAY.format(control=control, reward=reward)
+    replay = REPLAY.format(control=control, reward=reward or "sparse")
     if got.get("control_mode") != control:
         problems.add(
             f"control mode is {got.get('control_mode')!r}, the config says {control!r}; "
             f"replay it ({replay}) or set env.control_mode"
         )
-    if got.get("reward_mode") != reward:
+    if reward is not None and got.get("reward_mode") != reward:
         problems.add(
             f"reward mode is {got.get('reward_mode')!r}, the config says {reward!r}; replay it or set env.reward_mode"
         )
@@ -190,15 +217,17 @@ def _check_counts(f: h5py.File, meta: dict[str, Any], problems: Problems) -> Non
             problems.add("elapsed_steps of the json must equal the number of actions", f"{name}: {steps}, {length}")
 
 
-def _episodes(f: h5py.File, problems: Problems) -> Iterator[Episode]:
+def _episodes(f: h5py.File, rewards: bool, problems: Problems) -> Iterator[Episode]:
     first: tuple[int, int] | None = None
     for name in _names(f):
         group, before = f[name], problems.count
         present = [k for k in KEYS if isinstance(group.get(k), h5py.Dataset)]
         for key in KEYS:
-            if key not in present:
+            if key not in present and (rewards or key != "rewards"):
                 problems.add(_missing(key), name)
         arrays = {k: _read(group[k]) for k in present}
+        if not rewards and "actions" in arrays:
+            arrays.setdefault("rewards", np.zeros(len(arrays["actions"]), np.float32))
         _check_arrays(name, arrays, problems)
         if problems.count > before:
             continue
@@ -249,13 +278,21 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], problems: Problems) 
             problems.add(f"{key} must be finite", f"{name}{list(at)} = {a[at]}")
 
 
-def _check_content(episodes: tuple[Episode, ...], normalised: bool, problems: Problems) -> None:
+def _check_range(episodes: tuple[Episode, ...], problems: Problems) -> None:
     for e in episodes:
-        if normalised and (outside := np.abs(e.action) > 1 + 1e-5).any():
+        if (outside := np.abs(e.action) > 1 + 1e-5).any():
             step, dim = (int(i) for i in np.argwhere(outside)[0])
             place = f"{e.name}[{step}, {dim}] = {e.action[step, dim]:.3g}"
             problems.add("actions must lie in [-1, 1], the controller's range", place)
+
+
+def _check_indices(episodes: tuple[Episode, ...], num_actions: int, problems: Problems) -> None:
+    for e in episodes:
+        if e.action.shape[1] != 1 or not np.isin(e.action, np.arange(num_actions)).all():
+            problems.add(f"actions must be one index each, 0 to {num_actions - 1}", e.name)
+
+
+def _check_content(episodes: tuple[Episode, ...], problems: Problems) -> None:
+    for e in episodes:
         if e.success.any() and not (e.terminated & e.success).any():
             problems.add("a success must be marked `terminated` too: it ends the chunk", e.name)
-    if episodes and not any(e.reward.any() for e in episodes):
-        problems.add("all rewards are zero: there is nothing to learn a value from; add successful episodes or rewards")

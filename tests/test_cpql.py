@@ -1,33 +1,33 @@
 """CPQL against the slow reference, against numbers worked by hand, and against the identities between its modes."""
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
+import compare
 import pytest
 import torch
+from compare import Problem, agree
 from reference import cpql as ref
+from rows.kinds import Flat
 from torch import Tensor
 from toys import (
     SPEC,
-    Flat,
     advance,
     algorithm,
     batch,
     different,
     generator,
-    leaves,
     relative_error,
     run,
     run_config,
     steps,
 )
 
-from offrl_ray.algos import cpql, flow, make
+from offrl_ray.algos import cpql, flow
 from offrl_ray.algos import functional as fn
 from offrl_ray.errors import UsageError
-from offrl_ray.fields import swept_fields
-from offrl_ray.types import Algorithm, Batch, Hparams, Noise, Spec, State
+from offrl_ray.types import Batch, Spec, State
 
 SIZE = 5
 ENDING = Spec(**{**SPEC.__dict__, "reward_ends_episode": True})
@@ -65,28 +65,18 @@ CASE = pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 COMMON: Flat = {"num_flow_steps": 4, "alpha": 0.7, "bc_weight": 0.9, "consistency_weight": 0.6}
 
 
-class Problem(NamedTuple):
-    cfg: Any
-    alg: Algorithm
-    state: State
-    hp: Hparams
-    batch: Batch
-    noise: Noise
+def different_networks(state: State) -> State:
+    """Critics that differ and are not small."""
+    critic = {**state["critic"], "w_out": 50 * state["critic"]["w_out"]}
+    return {
+        **state,
+        "critic": critic,
+        "critic_target": {k: 1.1 * v for k, v in critic.items()},
+        "acting": {"policy_ema": {k: 0.9 * v for k, v in state["policy"].items()}},
+    }
 
 
-def problem(*settings: Flat, seed: int = 0, spec: Spec = SPEC, dtype: torch.dtype = torch.float64) -> Problem:
-    """A variant with critics that differ and are not small, and one update's data."""
-    cfg = run_config("cpql", COMMON, *settings).algo
-    alg = make(cfg, spec)
-    state = alg.init(generator(seed))
-    state["critic"] = {**state["critic"], "w_out": 50 * state["critic"]["w_out"]}
-    state["critic_target"] = {k: 1.1 * v for k, v in state["critic"].items()}
-    state["acting"] = {"policy_ema": {k: 0.9 * v for k, v in state["policy"].items()}}
-    values = {k: getattr(cfg, k) for k in swept_fields(type(cfg))}
-    hp = {k: torch.tensor(math.inf if v is None else v, dtype=dtype) for k, v in values.items()}
-    given = (state, batch(generator(seed + 1), SIZE, spec)._asdict(), alg.update_noise(generator(seed + 2), SIZE))
-    state, data, noise = (fn.tree_map(lambda t: t.to(dtype), tree) for tree in given)
-    return Problem(cfg, alg, state, hp, Batch(**data), noise)
+problem = partial(compare.problem, "cpql", COMMON, prepare=different_networks, size=SIZE)
 
 
 def gradients(p: Problem, **weights: float) -> dict[str, ref.Params]:
@@ -112,13 +102,6 @@ def losses(p: Problem, spec: Spec = SPEC) -> dict[str, tuple[str, Callable[[ref.
         "td_loss": ("critic", lambda x: ref.td_loss(x, ys, b, p.cfg, spec)),
         "critic_loss": ("critic", lambda x: ref.critic_loss(x, s, b, z, p.cfg, spec)),
     }
-
-
-def agree(mine: Any, reference: Any, bound: float) -> None:
-    """Relative to the largest entry of all."""
-    x, y = (torch.cat([t.double().reshape(-1) for t in leaves(tree).values()]) for tree in (mine, reference))
-    assert float(y.norm()) > 0
-    assert float((x - y).abs().max() / y.abs().max()) < bound
 
 
 PRECISION = pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])

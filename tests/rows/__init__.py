@@ -1,0 +1,8 @@
+"""name -> Row, one file each."""
+
+from importlib import import_module
+
+from offrl_ray.algos import VARIANTS
+from rows.kinds import Row
+
+ROWS: dict[str, Row] = {name: import_module(f"rows.{name}").ROW for name in VARIANTS}
