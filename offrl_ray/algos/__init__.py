@@ -8,7 +8,7 @@ from offrl_ray.types import Algorithm, Spec
 
 Make = Callable[[Any, Spec], Algorithm]
 
-VARIANTS: dict[str, tuple[type, Make]] = {
+VARIANTS: dict[str, tuple[Any, Make]] = {
     "cpql": (cpql.Config, cpql.make),
 }
 AlgoConfig = cpql.Config
