@@ -205,7 +205,10 @@ def _settings(cls: Any) -> Iterator[Setting]:
             yield from (s._replace(key=f"{f.name}.{s.key}") for s in _settings(block))
         if not blocks:
             default = "required" if info.is_required() else info.get_default(call_default_factory=True)
-            yield Setting(f.name, default, info.description or "", f.name in swept)
+            # pydantic reads a class's own docstrings only
+            fields = [b.__pydantic_fields__.get(f.name) for b in cls.__mro__ if hasattr(b, "__pydantic_fields__")]
+            meaning = next((i.description for i in fields if i and i.description), "")
+            yield Setting(f.name, default, meaning, f.name in swept)
 
 
 def _blocks(hint: Any) -> Iterator[type]:

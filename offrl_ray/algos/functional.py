@@ -65,6 +65,13 @@ def adam(
     return {k: params[k] - d for k, d in unravel(step, params).items()}, {"m": m, "v": v, "t": t}
 
 
+def descend(state: State, name: str, grad: Tensor, lr: Tensor, max_norm: Tensor) -> tuple[State, Tensor]:
+    """One clipped step of Adam on `state[name]`: what changes in the state, and the gradient's norm before clipping."""
+    grad, norm = clip_norm(grad, max_norm)
+    params, opt = adam(state[name], grad, state[f"{name}_opt"], lr)
+    return {name: params, f"{name}_opt": opt}, norm
+
+
 def polyak(target: Params, online: Params, rate: Tensor) -> Params:
     """(1 - rate) * target + rate * online."""
     return {k: torch.lerp(target[k], online[k], rate) for k in target}

@@ -1,12 +1,15 @@
 """Networks, used as stateless functions of their parameters (functional.stateless). No dropout, no batch statistics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Activation = Literal["relu", "mish", "tanh"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "mish": F.mish, "tanh": torch.tanh}
 GROUPS = 8
 """of GroupNorm, per convolution"""
 
@@ -20,19 +23,28 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
 
 
 class EnsembleMlp(nn.Module):
-    """E independent MLPs, LayerNorm and Mish after each hidden layer: [B, in] -> [E, B].
+    """E independent MLPs, LayerNorm (or none) and an activation after each hidden layer: [B, in] -> [E, B].
 
     Hidden layers are orthogonal with gain sqrt(2); the last layer is small, so that values start near zero.
     """
 
-    def __init__(self, size: int, inputs: int, hidden: Sequence[int]):
+    def __init__(
+        self,
+        size: int,
+        inputs: int,
+        hidden: Sequence[int],
+        layer_norm: bool = True,
+        activation: Activation = "mish",
+    ):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.widths = [inputs, *hidden]
         pairs = list(zip(self.widths[:-1], self.widths[1:], strict=True))
         self.w = nn.ParameterList([self._orthogonal(size, i, o, math.sqrt(2)) for i, o in pairs])
         self.b = nn.ParameterList([torch.zeros(size, 1, o) for _, o in pairs])
-        self.norm_w = nn.ParameterList([torch.ones(size, 1, o) for _, o in pairs])
-        self.norm_b = nn.ParameterList([torch.zeros(size, 1, o) for _, o in pairs])
+        norms = pairs if layer_norm else []
+        self.norm_w = nn.ParameterList([torch.ones(size, 1, o) for _, o in norms])
+        self.norm_b = nn.ParameterList([torch.zeros(size, 1, o) for _, o in norms])
         self.w_out = nn.Parameter(self._orthogonal(size, self.widths[-1], 1, 0.01))
         self.b_out = nn.Parameter(torch.zeros(size, 1, 1))
 
@@ -45,10 +57,33 @@ class EnsembleMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.expand(self.w_out.shape[0], *x.shape)  # [E, B, in]
-        for w, b, norm_w, norm_b in zip(self.w, self.b, self.norm_w, self.norm_b, strict=True):
+        norms = zip(self.norm_w, self.norm_b, strict=True)
+        for w, b in zip(self.w, self.b, strict=True):
             h = torch.baddbmm(b, h, w)
-            h = F.mish(F.layer_norm(h, h.shape[-1:]) * norm_w + norm_b)
+            if norm := next(norms, None):
+                h = F.layer_norm(h, h.shape[-1:]) * norm[0] + norm[1]
+            h = self.activation(h)
         return torch.baddbmm(self.b_out, h, self.w_out).squeeze(-1)
+
+
+class Mlp(nn.Module):
+    """[B, in] -> [B, out]; hidden layers as those of `EnsembleMlp`, and a small last layer."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, layer_norm: bool, activation: Activation):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        widths = [inputs, *hidden]
+        self.layers = nn.ModuleList([nn.Linear(i, o) for i, o in zip(widths[:-1], hidden, strict=True)])
+        self.norms = nn.ModuleList([nn.LayerNorm(o) if layer_norm else nn.Identity() for o in hidden])
+        self.out = nn.Linear(widths[-1], outputs)
+        for layer in (*self.layers, self.out):
+            nn.init.orthogonal_(layer.weight, 0.01 if layer is self.out else math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.activation(norm(layer(x)))
+        return self.out(x)
 
 
 class ResMlp(nn.Module):

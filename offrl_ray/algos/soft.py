@@ -1,0 +1,217 @@
+"""Soft actor-critic on action chunks: what sac, cql and rlpd share (Haarnoja et al. 2018, arXiv 1812.05905).
+
+    L_critic = 1/2 sum_E mean_B (Q_i(s, a_D) - y)^2,   y = clip(rs R^(tau) + (1 - d) gamma^tau V(s'), +-C)
+    V(s')    = min_{i in M} Q'_i(s', a') [- temperature * log pi(a'|s')],  a' ~ pi(.|s'), M a random subset of E
+    L_actor  = E (temperature * log pi(a|s) - Q(s, a)),  a ~ pi(.|s) reparameterised
+    L_temp   = -log(temperature) * E (log pi(a|s) + target_entropy)
+
+symbol       name                        meaning
+E, M         num_critics, num_min        ensemble, and the random part of it whose minimum is the target
+C            q_target_clip               bound on |y|
+rs           reward_scale
+H_t          target_entropy              of the predicted chunk, d = H_p A dimensions; by default -d / 2
+
+Order of one update: critic, actor (it climbs the new critic), temperature, Polyak.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Generator, Tensor
+from torch.func import grad_and_value
+
+from offrl_ray.algos import functional as fn
+from offrl_ray.algos import nets
+from offrl_ray.algos.gaussian import TanhGaussian
+from offrl_ray.fields import Count, Discount, Fraction, NonNegative, Number, Positive, Swept, config
+from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec, State
+
+Hidden = Annotated[tuple[Count, ...], Field(min_length=1)]
+Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
+
+
+@config
+class SoftConfig:
+    gamma: Swept[Discount] = 0.99
+    """discount per environment step"""
+    tau: Swept[Fraction] = 0.005
+    """Polyak rate of the target critics"""
+    reward_scale: Swept[Positive] = 1.0
+    """factor on rewards"""
+    q_target_clip: Swept[Positive] = 100.0
+    """bound on the absolute TD target"""
+    backup_entropy: bool = False
+    """the next state's value has the policy's entropy in it"""
+    init_temperature: Swept[Positive] = 1.0
+    """temperature at the start"""
+    lr_temperature: Swept[NonNegative] = 1e-4
+    """Adam step size of log temperature; 0 keeps the temperature where it starts"""
+    target_entropy: Swept[Finite | None] = None
+    """entropy of a predicted chunk that the temperature aims at, in nats of raw actions; none is -d/2"""
+    lr: Swept[Positive] = 3e-4
+    """Adam step size of the policy"""
+    lr_critic: Swept[Positive] = 3e-4
+    """Adam step size of the critics"""
+    grad_clip: Swept[Positive | None] = 1.0
+    """largest gradient norm of each network, each member by itself; none switches it off"""
+    hidden: Hidden = (256, 256, 256)
+    """hidden layers of the policy"""
+    critic_hidden: Hidden = (256, 256, 256)
+    """hidden layers of each critic"""
+    layer_norm: bool = True
+    """LayerNorm before each activation, in all networks"""
+    activation: nets.Activation = "mish"
+    """of all networks"""
+    num_critics: Count = 10
+    """size of the ensemble"""
+    num_min: Count = 2
+    """critics of the random subset whose minimum is the target"""
+
+    @model_validator(mode="after")
+    def _subset_of_ensemble(self) -> Any:
+        if self.num_min > self.num_critics:
+            raise ValueError(f"num_min must be <= num_critics, but got {self.num_min} > {self.num_critics}; lower it")
+        return self
+
+
+class Soft:
+    """The update, for one member; a variant overrides a term. Holds configuration and functions, never parameters."""
+
+    log_std_min = -20.0
+    actor_q = "min"
+
+    def __init__(self, cfg: Any, spec: Spec):
+        self.cfg, self.spec = cfg, spec
+        self.pi = TanhGaussian(spec, cfg.hidden, cfg.layer_norm, cfg.activation, self.log_std_min)
+        self.critics = fn.stateless(self.critic_module)
+
+    def critic_module(self) -> nets.EnsembleMlp:
+        c, inputs = self.cfg, fn.condition_dim(self.spec) + self.spec.q_horizon * self.spec.action_dim
+        return nets.EnsembleMlp(c.num_critics, inputs, c.critic_hidden, c.layer_norm, c.activation)
+
+    def init(self, g: Generator) -> State:
+        policy, critic = fn.init_params(self.pi.module, g), fn.init_params(self.critic_module, g)
+        # a factor on the initial temperature, so that this one may be swept
+        temperature = {"log_factor": torch.zeros((), device=g.device)}
+        return {
+            "acting": {"policy": policy},
+            "policy": policy,
+            "policy_opt": fn.adam_init(policy),
+            "critic": critic,
+            "critic_target": critic,
+            "critic_opt": fn.adam_init(critic),
+            "temperature": temperature,
+            "temperature_opt": fn.adam_init(temperature),
+        }
+
+    def update_noise(self, g: Generator, batch_size: int) -> Noise:
+        noise = {name: self.normal(g, batch_size) for name in ("eps", "eps_next")}
+        return noise | {"subset": torch.rand(self.cfg.num_critics, generator=g, device=g.device)}
+
+    def normal(self, g: Generator, *size: int) -> Tensor:
+        return torch.randn((*size, self.spec.pred_horizon, self.spec.action_dim), generator=g, device=g.device)
+
+    def q(self, critic: fn.Params, cond: Tensor, chunk: Tensor) -> Tensor:
+        """Q [E, B] of chunks [B, >= H_q, A]; what a longer prediction adds is not scored."""
+        return self.critics(critic, torch.cat([cond, chunk[:, : self.spec.q_horizon].flatten(1)], dim=1))
+
+    def temperature(self, state: State, hp: Hparams) -> Tensor:
+        return hp["init_temperature"] * state["temperature"]["log_factor"].exp()
+
+    def target_entropy(self, hp: Hparams) -> Tensor:
+        given = hp["target_entropy"]
+        return torch.where(given.isinf(), -0.5 * self.pi.dim, given)
+
+    def next_value(self, state: State, next_cond: Tensor, noise: Noise, hp: Hparams) -> Tensor:
+        """V(s'), [B]."""
+        action, log_pi = self.pi.sample(state["policy"], next_cond, noise["eps_next"])
+        q = self.q(state["critic_target"], next_cond, action)
+        value = q[noise["subset"].argsort()[: self.cfg.num_min]].min(0).values
+        return value - self.temperature(state, hp) * log_pi if self.cfg.backup_entropy else value
+
+    def td_loss(self, critic: fn.Params, y: Tensor, batch: Batch, cond: Tensor) -> tuple[Tensor, Metrics]:
+        q = self.q(critic, cond, batch.q_action)
+        loss = 0.5 * (q - y).square().mean(1).sum()
+        return loss, {"td_loss": loss, "q_data_mean": q.mean(), "q_std": q.std(0).mean() if len(q) > 1 else 0 * loss}
+
+    def critic_gradient(
+        self, state: State, y: Tensor, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams
+    ) -> tuple[Tensor, Metrics]:
+        """Gradient of L_critic as one vector; its value is the metric critic_loss."""
+        tree, (loss, m) = grad_and_value(self.td_loss, has_aux=True)(state["critic"], y, batch, cond)
+        return fn.ravel(tree), {**m, "critic_loss": loss}
+
+    def critic_step(self, state: State, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
+        next_value = self.next_value(state, fn.encode(batch.next_obs), noise, hp)
+        y = fn.td_target(batch, next_value, hp["gamma"], hp["reward_scale"], hp["q_target_clip"])
+        gradient, metrics = self.critic_gradient(state, y, batch, cond, noise, hp)
+        changed, norm = fn.descend(state, "critic", gradient, hp["lr_critic"], hp["grad_clip"])
+        target = fn.polyak(state["critic_target"], changed["critic"], hp["tau"])
+        metrics |= {
+            "grad_norm_critic": norm,
+            "td_target_mean": y.mean(),
+            "td_target_clipped": (y.abs() >= hp["q_target_clip"]).float().mean(),
+            "q_next_mean": next_value.mean(),
+        }
+        return {**state, **changed, "critic_target": target}, metrics
+
+    def actor_loss(
+        self, policy: fn.Params, state: State, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams
+    ) -> tuple[Tensor, Metrics]:
+        """L_actor; the metrics must hold log_pi, the mean log density of the policy's own actions."""
+        action, log_pi = self.pi.sample(policy, cond, noise["eps"])
+        all_q = self.q(state["critic"], cond, action)
+        q = (all_q.min(0).values if self.actor_q == "min" else all_q.mean(0)).mean()
+        loss = self.temperature(state, hp) * log_pi.mean() - q
+        return loss, {"actor_loss": loss, "actor_q": q, "log_pi": log_pi.mean(), "q_policy_mean": all_q.mean()}
+
+    def actor_step(self, state: State, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
+        """The policy, then the temperature, on the entropy that the policy had."""
+        tree, (_, metrics) = grad_and_value(self.actor_loss, has_aux=True)(
+            state["policy"], state, batch, cond, noise, hp
+        )
+        changed, norm = fn.descend(state, "policy", fn.ravel(tree), hp["lr"], hp["grad_clip"])
+        # d L_temp / d log(temperature)
+        missing = metrics["log_pi"] + self.target_entropy(hp)
+        warmer, _ = fn.descend(
+            state, "temperature", -missing.reshape(1), hp["lr_temperature"], torch.full_like(missing, torch.inf)
+        )
+        temperature = self.temperature(state, hp)
+        metrics |= {
+            "grad_norm_policy": norm,
+            "temperature": temperature,
+            "temperature_loss": -temperature.log() * missing,
+            "entropy": -metrics["log_pi"],
+            "target_entropy": self.target_entropy(hp),
+        }
+        return {**state, **changed, **warmer, "acting": {"policy": changed["policy"]}}, metrics
+
+    def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
+        cond = fn.encode(batch.obs)
+        state, critic = self.critic_step(state, batch, cond, noise, hp)
+        state, actor = self.actor_step(state, batch, cond, noise, hp)
+        return state, self.summary(critic | actor, hp)
+
+    def summary(self, metrics: Metrics, hp: Hparams) -> Metrics:
+        low, high = fn.q_bounds(self.spec, hp["gamma"], hp["reward_scale"])
+        loss = metrics["critic_loss"] + metrics["actor_loss"] + metrics["temperature_loss"]
+        more = {"loss": loss, "q_mean": metrics["q_data_mean"], "q_bound_low": low, "q_bound_high": high}
+        return fn.detached(metrics | more)
+
+    def act_noise(self, g: Generator, n: int) -> Noise:
+        return {}
+
+    def explore_noise(self, g: Generator, n: int) -> Noise:
+        return {"eps": self.normal(g, n)}
+
+    def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
+        """The mode without noise, a sample with it."""
+        policy, cond = state["acting"]["policy"], fn.encode(obs)
+        chunk = self.pi.sample(policy, cond, noise["eps"])[0] if noise else self.pi.mode(policy, cond)
+        return chunk[:, self.spec.act_offset : self.spec.act_offset + self.spec.act_horizon]
+
+    def algorithm(self, minibatches: int = 1) -> Algorithm:
+        return Algorithm(
+            self.init, self.update_noise, self.update, self.act_noise, self.act, self.explore_noise, minibatches
+        )
