@@ -54,7 +54,7 @@ def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: 
     temporary.mkdir(parents=True)
     try:
         with (temporary / TENSORS).open("wb") as f:
-            torch.save({"state": snapshot.state, "generators": snapshot.generators}, f)
+            torch.save({"state": snapshot.state, "generators": snapshot.generators, "source": snapshot.source}, f)
             f.flush()
             os.fsync(f.fileno())
         manifest = {
@@ -104,9 +104,9 @@ def load(path: str | Path) -> Checkpoint:
         if path_of(path.parent, manifest["step"]).name != path.resolve().name:
             raise ValueError(f"it is of step {manifest['step']}")
         tensors = torch.load(path / TENSORS, weights_only=True, map_location="cpu")
-        state, generators = tensors["state"], tensors["generators"]
+        saved = Snapshot(manifest["step"], tensors["state"], tensors["generators"], tensors["source"])
         cfg, spec = from_dict(manifest["config"]), _spec(manifest["spec"])
-        if len(generators) != len(cfg.train.seeds) or "acting" not in state:
+        if len(saved.generators) != len(cfg.train.seeds) or "acting" not in saved.state:
             raise ValueError("its tensors are of another layout")
     except FileNotFoundError as e:
         raise UsageError(
@@ -114,7 +114,7 @@ def load(path: str | Path) -> Checkpoint:
         ) from None
     except (*DAMAGE, UsageError) as e:
         raise UsageError([f"{path} is damaged: {str(e).splitlines()[0]}; use another checkpoint"]) from None
-    return Checkpoint(Snapshot(manifest["step"], state, generators), cfg, spec, digest, seconds)
+    return Checkpoint(saved, cfg, spec, digest, seconds)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

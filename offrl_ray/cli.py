@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("train", help="train one point, without Ray")
     p.add_argument("variant")
-    p.add_argument("--data", action="append", required=True, help="trajectory file; repeat for more")
+    p.add_argument("--data", action="append", default=[], help="trajectory file; repeat for more")
     p.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is continued")
     p.add_argument("--steps", type=int, help="updates")
     p.add_argument("--seeds", type=_integers, help="members trained together: 0,1,2")
@@ -76,8 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="print one JSON object with every episode")
     p.set_defaults(command=_evaluate)
 
-    p = commands.add_parser("describe", help="every setting of a variant, its default and meaning")
-    p.add_argument("variant")
+    p = commands.add_parser("describe", help="every setting of a variant: default, range, meaning, may it be swept")
+    p.add_argument("variant", nargs="?", help="default: all of them")
+    p.add_argument("--json", action="store_true", help="print one JSON object, variant -> about and settings")
     p.set_defaults(command=_describe)
     return parser
 
@@ -121,7 +122,7 @@ def _data_check(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from offrl_ray import records, run
     from offrl_ray.config import digest
-    from offrl_ray.data.dataset import Dataset
+    from offrl_ray.data.replay import prior
     from offrl_ray.evaluate import LocalEvaluator, open_env
     from offrl_ray.sweep.ledger import Ledger
     from offrl_ray.sweep.plan import Point
@@ -145,7 +146,7 @@ def _train(args: argparse.Namespace) -> int:
             }
             writer.write("plan", **plan, data=data.files, versions={"offrl-ray": __version__})
         began, first = time.monotonic(), None
-        dataset = Dataset(data.arrays, data.spec, cfg.train.device)
+        dataset = prior(data.arrays, data.spec, cfg.train.device)
         evaluated = ledger.evaluated(TRIAL, cfg.train.seeds)
         for update in run.run(cfg, dataset, folder, LocalEvaluator(lambda: env), TRIAL, evaluated):
             for record in update.records:
@@ -172,7 +173,7 @@ def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":
     assignments, problems = parse_assignments(args.set)
     problems += place_problems(args.out)
     flags = {"train.steps": args.steps, "train.seeds": args.seeds}
-    flat = {"algo.name": args.variant, "data.files": [str(Path(f).resolve()) for f in args.data]}
+    flat: dict[str, Any] = {"algo.name": args.variant, "data.files": [str(Path(f).resolve()) for f in args.data]}
     flat |= {k: v for k, v in flags.items() if v is not None} | assignments
     try:
         cfg = resolve(flat)
@@ -241,8 +242,23 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _describe(args: argparse.Namespace) -> int:
+    from offrl_ray.algos import VARIANTS
     from offrl_ray.config import describe
 
-    for row in describe(args.variant):
-        print(f"{row.key:28} {row.default!s:16} {'swept ' if row.swept else '      '}{row.meaning}")
+    names = list(VARIANTS) if args.variant is None else [args.variant]
+    rows = {name: describe(name) for name in names}
+    about = {name: sys.modules[VARIANTS[name][0].__module__].__doc__ or "" for name in names}
+    if args.json:
+        found = {n: {"about": about[n], "settings": [r._asdict() for r in rows[n]]} for n in names}
+        print(json.dumps(found, default=str))
+        return 0
+    if args.variant is None:
+        for name in names:
+            print(f"{name:12} {about[name].splitlines()[0]}")
+        print("`offrl-ray describe VARIANT` lists its settings, formulas and sources")
+        return 0
+    print(about[args.variant])
+    print("S: may differ between points that train in one stack (algo.*), at no cost of a rebuild\n")
+    for r in rows[args.variant]:
+        print(f"{r.key:28} {r.default!s:16} {'S' if r.swept else ' '} {r.range:32} {r.meaning}")
     return 0

@@ -65,7 +65,7 @@ class TrainConfig:
     """updates"""
     batch_size: Count = 256
     """chunks per update"""
-    seeds: Annotated[tuple[Annotated[int, Number, Field(ge=0, lt=2**64)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**64), Number], ...], Field(min_length=1)] = (0, 1, 2)
     """members trained together, one per seed"""
     report_every: Count = 500
     """updates per record of the training metrics"""
@@ -172,6 +172,7 @@ def parse_assignments(items: list[str]) -> tuple[dict[str, Any], list[str]]:
 class Setting(NamedTuple):
     key: str  # dotted
     default: Any
+    range: str  # what it may be
     meaning: str
     swept: bool  # may differ between the members of a stack
 
@@ -190,10 +191,12 @@ def describe(variant: str) -> list[Setting]:
             key = f"{root}.{s.key}"
             same = found.get(key)
             # a field that two kinds of a block have is one setting
-            meaning = f"{same.meaning} | {s.meaning}" if same and same.meaning != s.meaning else s.meaning
-            found[key] = s._replace(key=key, meaning=meaning, default=same.default if same else s.default)
+            both = same or s
+            allowed, meaning = (" | ".join(dict.fromkeys(x)) for x in zip(both[2:4], s[2:4], strict=True))
+            found[key] = s._replace(key=key, default=both.default, range=allowed, meaning=meaning)
     defaults = {**needs.defaults, **({} if needs.online else {"data.files": "required"})}
-    return [s._replace(default=defaults.get(s.key, s.default)) for s in found.values()]
+    rows = sorted(found.values(), key=lambda s: s.key != "algo.name")
+    return [s._replace(default=defaults.get(s.key, s.default)) for s in rows]
 
 
 def _settings(cls: Any) -> Iterator[Setting]:
@@ -208,7 +211,24 @@ def _settings(cls: Any) -> Iterator[Setting]:
             # pydantic reads a class's own docstrings only
             fields = [b.__pydantic_fields__.get(f.name) for b in cls.__mro__ if hasattr(b, "__pydantic_fields__")]
             meaning = next((i.description for i in fields if i and i.description), "")
-            yield Setting(f.name, default, meaning, f.name in swept)
+            schema = TypeAdapter(get_type_hints(cls, include_extras=True)[f.name]).json_schema()
+            yield Setting(f.name, default, _range(schema), meaning, f.name in swept)
+
+
+LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words: number > 0 or none."""
+    if "anyOf" in schema:
+        return " or ".join(_range(s) for s in schema["anyOf"])
+    if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return " | ".join(map(str, choices))
+    if schema.get("type") == "array":
+        return f"list of {_range(schema.get('items', {}))}"
+    limits = [f"{sign} {schema[k]:g}" for k, sign in LIMITS.items() if k in schema]
+    multiple = [f"a multiple of {schema['multipleOf']}"] if "multipleOf" in schema else []
+    return " ".join(["none" if schema["type"] == "null" else schema["type"], ", ".join(limits + multiple)]).strip()
 
 
 def _blocks(hint: Any) -> Iterator[type]:

@@ -34,11 +34,11 @@ def _no_bool(value: Any) -> Any:
 
 
 Number = BeforeValidator(_no_bool)
-Positive = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Number, Field(ge=0, le=1)]
-Discount = Annotated[float, Number, Field(gt=0, lt=1)]
-Count = Annotated[int, Number, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Number]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Number]
+Fraction = Annotated[float, Field(ge=0, le=1), Number]
+Discount = Annotated[float, Field(gt=0, lt=1), Number]
+Count = Annotated[int, Field(ge=1), Number]
 
 
 class Needs(NamedTuple):

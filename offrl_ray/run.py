@@ -4,7 +4,8 @@ import dataclasses
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ from offrl_ray.algos import make
 from offrl_ray.algos.functional import select
 from offrl_ray.config import RunConfig, to_dict
 from offrl_ray.data import hdf5
-from offrl_ray.data.dataset import Arrays, Dataset, build
+from offrl_ray.data.dataset import MIN_STD, Arrays, Dataset, build
 from offrl_ray.errors import UsageError
-from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, is_finite
+from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, is_finite, open_env
+from offrl_ray.online import LocalWalk, Online, Walk, random_frames
 from offrl_ray.policy import acting
 from offrl_ray.train import Progress, Snapshot, start, train
-from offrl_ray.types import Spec
+from offrl_ray.types import Source, Spec
 
 Record = dict[str, Any]
 KEEP = 2
@@ -53,9 +55,14 @@ class Loaded(NamedTuple):
 
 def load_data(cfg: RunConfig) -> Data:
     """Read and check the config's files. Raises UsageError with all problems of all files."""
+    if not cfg.data.files:
+        spec = online_spec(cfg)
+        check_network(cfg, spec)
+        return Data({}, spec, cfg.env.id or "", [])
     expect = {"control_mode": cfg.env.control_mode, "reward_mode": cfg.env.reward_mode, "env_id": cfg.env.id}
     files = hdf5.load(list(cfg.data.files), **expect, rewards=cfg.algo.needs.rewards)
     d = cfg.data
+    given = online_spec(in_env(cfg, files[0].env_id)) if cfg.online else None
     arrays, spec = build(
         [f.episodes for f in files],
         control_mode=cfg.env.control_mode,
@@ -66,9 +73,39 @@ def load_data(cfg: RunConfig) -> Data:
         num_actions=files[0].num_actions,
         anchor=d.q_chunk_anchor,
         weights=d.weights,
+        spec=given,
     )
     check_network(cfg, spec)
     return Data(arrays, spec, files[0].env_id, [f.summary() for f in files])
+
+
+def online_spec(cfg: RunConfig) -> Spec:
+    """The spec of a run that steps environments. Raises UsageError if its environment cannot be built here.
+
+    Observations are standardised by what uniformly random actions meet, since the files, if there are any, hold a small
+    part of what the run will see; actions are not standardised. The same with files and without.
+    """
+    d = cfg.data
+    with closing(open_env(cfg.env)) as env:
+        seen = random_frames(env)
+        dim = env.action_dim
+        return Spec(
+            obs_shape={k: tuple(v.shape[1:]) for k, v in seen.items()},
+            obs_mean={k: tuple(v.mean(0).tolist()) for k, v in seen.items()},
+            obs_std={k: tuple(v.std(0).clamp_min(MIN_STD).tolist()) for k, v in seen.items()},
+            action_dim=dim,
+            action_mean=(0.0,) * dim,
+            action_std=(1.0,) * dim,
+            obs_horizon=d.obs_horizon,
+            pred_horizon=d.pred_horizon,
+            act_horizon=d.act_horizon,
+            q_horizon=d.q_horizon or d.act_horizon,
+            act_offset=0,
+            reward_low=0.0,
+            reward_high=1.0,
+            reward_ends_episode=cfg.env.reward_mode == "sparse",
+            num_actions=env.num_actions,
+        )
 
 
 def data_problems(flat: Mapping[str, Any]) -> list[str]:
@@ -94,14 +131,25 @@ def in_env(cfg: RunConfig, env_id: str) -> RunConfig:
 
 
 def run(
-    cfg: RunConfig, dataset: Dataset, folder: Path, evaluator: Evaluator, trial: str, evaluated: frozenset[int]
+    cfg: RunConfig,
+    dataset: Dataset,
+    folder: Path,
+    evaluator: Evaluator,
+    trial: str,
+    evaluated: frozenset[int],
+    open_walk: Callable[[], Walk] | None = None,
 ) -> Iterator[Update]:
     """Train to the end and evaluate, from the newest good checkpoint in `folder` if there is one.
 
     Every evaluation has its checkpoint, which is kept until the evaluation is reported; `evaluated` are the steps that
-    already are. Pauses after every report, and while it waits for the last evaluations.
+    already are. Pauses after every report, and while it waits for the last evaluations. A run that steps environments
+    gets each member's from `open_walk`; by default they are in this process.
     """
-    return _Run(cfg, dataset, folder, evaluator, trial, evaluated).updates()
+    here = _Run(cfg, dataset, folder, evaluator, trial, evaluated)
+    if cfg.online is None:
+        return here.updates(dataset)
+    open_walk = open_walk or (lambda: LocalWalk(lambda: open_env(cfg.env)))
+    return here.online([open_walk() for _ in cfg.train.seeds])
 
 
 class _Run:
@@ -121,11 +169,18 @@ class _Run:
         self.cost = {"train_seconds": 0.0, "eval_seconds": 0.0, "final_eval_seconds": 0.0, "wait_seconds": 0.0}
         self.began = time.perf_counter()
 
-    def updates(self) -> Iterator[Update]:
+    def online(self, walks: Sequence[Walk]) -> Iterator[Update]:
+        try:
+            yield from self.updates(Online(self.cfg, self.alg, self.dataset, walks))
+        finally:
+            for walk in walks:
+                walk.close()
+
+    def updates(self, source: Source) -> Iterator[Update]:
         snapshot, records = self._resume()
         yield Update(records, snapshot.step, False)
         records = []
-        for progress in train(self.cfg, self.alg, self.dataset, snapshot):
+        for progress in train(self.cfg, self.alg, source, snapshot):
             snapshot = progress.snapshot
             records = self._train_records(progress)
             if snapshot.step % self.cfg.eval.every == 0 or snapshot.step == self.cfg.train.steps:

@@ -114,6 +114,8 @@ class Env(Protocol):
 
     num_envs: int
     max_steps: int
+    action_dim: int
+    num_actions: int  # discrete ones; 0: continuous
 
     def reset(self, seeds: Sequence[int]) -> Obs:
         """Start one episode per environment, environment i from `seeds[i]`; `len(seeds) == num_envs`."""

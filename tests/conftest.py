@@ -137,6 +137,7 @@ class ToyEnv:
 
     def __init__(self, num_envs: int = 1, max_steps: int = 5):
         self.num_envs, self.max_steps, self.resets = num_envs, max_steps, list[list[int]]()
+        self.action_dim, self.num_actions = ACTION, 0
 
     def _obs(self) -> Obs:
         return {"state": self.x[:, None].repeat(1, OBS)}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from offrl_ray import checkpoint, cli
+from offrl_ray.algos import VARIANTS
 from offrl_ray.config import describe
 from offrl_ray.distributed import launch
 from offrl_ray.errors import UsageError
@@ -296,8 +297,25 @@ def test_a_sweep_explains_its_question_axes_and_presets(capsys: Capture) -> None
 
 def test_describe_lists_every_setting(capsys: Capture) -> None:
     assert cli.main(["describe", "cpql"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [s.key for s in describe("cpql")]
+    told = capsys.readouterr().out
+    rows = told[told.index("algo.name") :].splitlines()
+    assert [line.split()[0] for line in rows] == [s.key for s in describe("cpql")]
+    for words in ("Sources:", "Deviations from", "number > 0, < 1", "single_step | last_k | whole_grad"):
+        assert words in told
+
+
+def test_describe_tells_of_all_variants(capsys: Capture) -> None:
+    assert cli.main(["describe"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]] == list(VARIANTS)
+    assert cli.main(["describe", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == VARIANTS.keys()
+    for name, one in told.items():
+        assert "ource" in one["about"], f"{name} names no source"
+        assert [s["key"] for s in one["settings"]] == [s.key for s in describe(name)]
+        for s in one["settings"]:
+            assert s["meaning"], s
+            assert s["range"], s
 
 
 # -- data check

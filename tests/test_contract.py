@@ -111,7 +111,7 @@ def test_an_update_leaves_its_arguments_as_they_were(variant: str) -> None:
 @VARIANT
 def test_executed_chunks_lie_within_the_action_bounds_and_reach_them(variant: str) -> None:
     alg, _ = algorithm(variant)
-    state = tree_map(lambda t: 3 * t, alg.init(generator()))
+    state = tree_map(lambda t: 300 * t, alg.init(generator()))
     chunk = alg.act(state, window(generator(1), 200), alg.act_noise(generator(2), 200))
     low, high = torch.tensor(SPEC.action_low), torch.tensor(SPEC.action_high)
     assert chunk.shape == (200, SPEC.act_horizon, SPEC.action_dim)

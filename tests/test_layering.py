@@ -18,6 +18,7 @@ LAYERS = [
     {"distributed"},
     {"run"},
     {"sweep", "evaluate", "checkpoint", "collect"},
+    {"online"},
     {"train", "policy"},
     {"config"},
     {"algos", "data", "envs"},

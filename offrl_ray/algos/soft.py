@@ -28,7 +28,7 @@ from offrl_ray.fields import Count, Discount, Fraction, NonNegative, Number, Pos
 from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec, State
 
 Hidden = Annotated[tuple[Count, ...], Field(min_length=1)]
-Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False), Number]
 
 
 @config

@@ -204,7 +204,7 @@ class Dataset:
             action=action,
             q_action=q_action,
             reward=gather(self._reward, rewards),
-            mask=mask.view(*lead, -1),
+            mask=mask.view(*lead, mask.shape[1]),
             terminal=terminal.float().view(lead),
             next_obs={k: w[1] for k, w in windows.items()},
             step=step.float().view(lead),

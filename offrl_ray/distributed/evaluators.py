@@ -11,6 +11,7 @@ import ray
 
 from offrl_ray.config import EnvConfig
 from offrl_ray.evaluate import EvalRequest, EvalResult, evaluate_members, open_env
+from offrl_ray.online import Job, Segment, execute
 from offrl_ray.types import Env
 
 RETRIES = 2
@@ -59,6 +60,37 @@ def start_actors(count: int, namespace: str, cpus: float, gpus: float, timeout: 
             f"the cluster has {ray.cluster_resources()}, free {ray.available_resources()}"
         ) from None
     return actors
+
+
+class WalkActor:
+    """Steps one environment for a run that acts while it trains."""
+
+    def __init__(self, env: EnvConfig):
+        import torch
+
+        torch.set_num_threads(1)
+        self._env = open_env(env)
+
+    def execute(self, job: Job) -> Segment:
+        return execute(self._env, job)
+
+
+class RayWalk:
+    """A `Walk` to an actor of its own. A lost actor is an error: the trial goes on from its checkpoint."""
+
+    def __init__(self, env: EnvConfig):
+        # it reserves nothing: while it steps, its trial waits for nothing but it
+        self._actor = ray.remote(WalkActor).options(num_cpus=0).remote(env)
+        self._out: Any = None
+
+    def send(self, job: Job) -> None:
+        self._out = self._actor.execute.remote(job)
+
+    def receive(self) -> Segment:
+        return ray.get(self._out)
+
+    def close(self) -> None:
+        ray.kill(self._actor)
 
 
 class RayEvaluator:

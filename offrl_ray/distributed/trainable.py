@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from ray import tune
 
-from offrl_ray.data.dataset import Arrays, Dataset
-from offrl_ray.distributed.evaluators import RayEvaluator
+from offrl_ray.data.dataset import Arrays
+from offrl_ray.data.replay import prior
+from offrl_ray.distributed.evaluators import RayEvaluator, RayWalk
 from offrl_ray.run import Update, run
 from offrl_ray.sweep.plan import Point
 from offrl_ray.types import Spec
@@ -39,11 +40,12 @@ class Trial(tune.Trainable):
         arrays, spec = s.data[s.data_of[index]]
         self.updates: Iterator[Update] = run(
             point.cfg,
-            Dataset(arrays, spec, point.cfg.train.device),
+            prior(arrays, spec, point.cfg.train.device),
             s.folder / "trials" / point.trial,
             RayEvaluator(s.evaluators, s.namespace, index),
             point.trial,
             s.evaluated.get(point.trial, frozenset()),
+            lambda: RayWalk(point.cfg.env),
         )
         return True
 

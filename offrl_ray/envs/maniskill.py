@@ -73,6 +73,8 @@ def _problems(
 class ManiSkillEnv:
     """A ManiSkill task on one simulator; `num_envs` > 1 needs physx_cuda. Raises UsageError for bad arguments."""
 
+    num_actions = 0
+
     def __init__(
         self,
         env_id: str,
