@@ -139,6 +139,12 @@ class RunConfig:
             rules.append(f"train.seeds must differ, but got {list(self.train.seeds)}")
         if self.env.sim_backend == "physx_cpu" and self.env.num_envs > 1:
             rules.append(f"env.num_envs must be 1 on physx_cpu, but is {self.env.num_envs}; use physx_cuda or lower it")
+        modes = (self.env.control_mode, self.env.reward_mode, self.env.sim_backend)
+        if "native" in modes and set(modes) != {"native"}:
+            rules.append(
+                f"env.control_mode, env.reward_mode and env.sim_backend must all be native, for gymnasium's own "
+                f"environments, or none of them, but are {', '.join(modes)}"
+            )
         if self.online and self.env.num_envs > 1:
             rules.append(f"env.num_envs must be 1 for {self.algo.name}, but is {self.env.num_envs}")
         if self.eval.seed + self.eval.episodes > 2**32:
@@ -201,7 +207,9 @@ def describe(variant: str) -> list[Setting]:
 
 def _settings(cls: Any) -> Iterator[Setting]:
     hints, swept = get_type_hints(cls), swept_fields(cls)
-    for f in dataclasses.fields(cls):
+    own = list(cls.__annotations__)
+    # before those that it inherits
+    for f in sorted(dataclasses.fields(cls), key=lambda f: own.index(f.name) if f.name in own else len(own)):
         info = cls.__pydantic_fields__[f.name]
         blocks = list(_blocks(hints[f.name]))
         for block in blocks:

@@ -55,7 +55,12 @@ class Needs(NamedTuple):
 def config(cls: type[T]) -> type[T]:
     """A frozen, keyword-only dataclass that validates on every construction and knows its keys."""
     strict = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
-    return dataclass(frozen=True, kw_only=True, config=strict)(cls)  # type: ignore[return-value]
+    built: Any = dataclass(frozen=True, kw_only=True, config=strict)(cls)
+    fields = built.__pydantic_fields__
+    for base in cls.__mro__[1:]:  # pydantic forgets the docstrings of inherited fields
+        for name, info in getattr(base, "__pydantic_fields__", {}).items():
+            fields[name].description = fields[name].description or info.description
+    return built
 
 
 def swept_fields(cls: type) -> tuple[str, ...]:

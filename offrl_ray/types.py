@@ -121,6 +121,6 @@ class Env(Protocol):
         """Start one episode per environment, environment i from `seeds[i]`; `len(seeds) == num_envs`."""
 
     def step(self, action: Tensor) -> EnvStep:
-        """Apply raw actions [N, A] in [-1, 1]."""
+        """Apply raw actions [N, A], in [-1, 1] or one index each."""
 
     def close(self) -> None: ...

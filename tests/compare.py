@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rows.kinds import Flat
-from toys import SPEC, batch, generator, leaves, run_config
+from toys import batch, generator, leaves, run_config, spec_of
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos import make
@@ -29,11 +29,11 @@ def problem(
     prepare: Callable[[State], State] = lambda state: state,
     size: int = 5,
     seed: int = 0,
-    spec: Spec = SPEC,
+    spec: Spec | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Problem:
     """One update's start, data and noise; `prepare` makes the fresh state one in which everything matters."""
-    cfg = run_config(variant, *settings).algo
+    cfg, spec = run_config(variant, *settings).algo, spec or spec_of(variant)
     alg = make(cfg, spec)
     values = {k: getattr(cfg, k) for k in swept_fields(type(cfg))}
     hp = {k: torch.tensor(math.inf if v is None else float(v), dtype=dtype) for k, v in values.items()}

@@ -46,7 +46,7 @@ def test_an_unknown_key_is_named_with_the_one_meant(typo: str, meant: str) -> No
 def test_an_unknown_variant_is_named_with_the_one_meant() -> None:
     (problem,) = problems({"algo.name": "cpq"})
     assert "'cpq'" in problem
-    assert "did you mean cpql?" in problem
+    assert "did you mean cpql" in problem
 
 
 WRONG: dict[str, Any] = {
@@ -113,6 +113,8 @@ RULES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "weights": ({"data.weights": [1.0, 2.0]}, ["data.weights", "one per file", "2 for 1"]),
     "seeds": ({"train.seeds": [1, 2, 1]}, ["train.seeds must differ", "[1, 2, 1]"]),
     "num_envs": ({"env.num_envs": 2}, ["env.num_envs", "physx_cpu", "2"]),
+    "native alone": ({"env.sim_backend": "native"}, ["env.control_mode", "native", "pd_ee_delta_pose, sparse, native"]),
+    "physx with native": ({"env.control_mode": "native", "env.reward_mode": "native"}, ["native, native, physx_cpu"]),
     "last_k without k": ({"algo.q_grad_mode": "last_k"}, ["q_grad_steps", "last_k", "last_5"]),
     "k without last_k": ({"algo.q_grad_steps": 3}, ["q_grad_steps", "single_step", "last_3"]),
     "last_50": ({"algo.q_grad_mode": "last_50"}, ["q_grad_steps", "50 > 10", "whole_grad"]),
@@ -140,6 +142,7 @@ def test_a_broken_rule_is_one_problem_with_its_values(rule: str) -> None:
         {"data.pred_horizon": 9, "data.q_chunk_anchor": "oldest"},
         {"data.weights": [2.0]},
         {"env.num_envs": 2, "env.sim_backend": "physx_cuda"},
+        {"env.num_envs": 2, **{f"env.{k}": "native" for k in ("control_mode", "reward_mode", "sim_backend")}},
         {"algo.grad_clip": None},
         {"algo.q_grad_mode": "last_10"},
         {"algo.cons_t_min": 0.5, "algo.cons_t_max": 0.5},
@@ -286,6 +289,11 @@ def test_describe_names_every_setting_once(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_describe_gives_every_setting_a_meaning(variant: str) -> None:
     assert [s.key for s in describe(variant) if not s.meaning.strip()] == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_describe_begins_with_what_is_the_variants_own(variant: str) -> None:
+    assert describe(variant)[0].key == "algo.name"
 
 
 def test_describe_tells_the_defaults_and_what_is_swept() -> None:

@@ -138,7 +138,7 @@ def test_the_teacher_gets_no_gradient() -> None:
     v = fn.stateless(flow.velocity_module(p.cfg.network, SPEC))
     student, teacher = p.state["policy"], p.state["acting"]["policy_ema"]
     args = (p.noise["x_0"], p.batch.action, p.noise["t"], fn.encode(p.batch.obs), 2)
-    both = torch.func.grad(lambda x, y: cpql.consistency_loss(v, x, y, *args).mean(), argnums=(0, 1))
+    both = torch.func.grad(lambda x, y: flow.consistency_loss(v, x, y, *args).mean(), argnums=(0, 1))
     of_student, of_teacher = both(student, teacher)
     assert all(g.any() for g in of_student.values())
     assert not any(g.any() for g in of_teacher.values())

@@ -189,3 +189,30 @@ def test_a_stateless_module_is_the_module() -> None:
     x = torch.randn(4, 3)
     f = fn.stateless(lambda: nn.Sequential(nn.Linear(3, 2), nn.Mish()))
     assert same_bits(f(params, x), built(x).detach())
+
+
+def quadratic(params: fn.Params, scale: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = scale * (params["w"].square().sum() + 3 * params["b"])
+    return loss, {"loss": loss, "b": params["b"]}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gradient_by_hand_alone_and_stacked(stacked: bool) -> None:
+    """d/dw = 2 s w, d/db = 3 s, and 0 for what the loss does not read."""
+    params = {"w": T([1.0, -2.0]), "unread": T([5.0]), "b": T(4.0)}
+    if stacked:
+        several = fn.stack([params, params])
+        vectors, metrics = torch.vmap(lambda p, s: fn.gradient(quadratic, p, s))(several, T([1.0, 10.0]))
+        vector, loss = vectors[1], metrics["loss"][1]
+    else:
+        vector, metrics = fn.gradient(quadratic, params, T(10.0))
+        loss = metrics["loss"]
+    assert vector.tolist() == [20.0, -40.0, 0.0, 30.0]
+    assert loss == 10 * (5 + 12)
+    assert not any(t.requires_grad for t in (vector, *metrics.values(), *params.values()))
+
+
+def test_expectile_loss_by_hand() -> None:
+    u = T([-2.0, 0.0, 3.0])
+    assert fn.expectile_loss(u, T(0.75)).tolist() == [0.25 * 4, 0.0, 0.75 * 9]
+    assert fn.expectile_loss(u, T(0.5)).tolist() == [0.5 * 4, 0.0, 0.5 * 9]

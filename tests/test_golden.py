@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import run_config, walks
+from toys import run_config, spec_of, walks
 
 from offrl_ray.algos import VARIANTS, make
 from offrl_ray.train import start, train
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def trace(variant: str) -> list[dict[str, float]]:
     """Metrics of updates 1-5, 6-10, 11-15 and 16-20, meaned."""
-    data = walks()
+    data = walks(spec_of(variant))
     cfg = run_config(
         variant, train_steps=20, train_report_every=5, train_batch_size=16, train_seeds=(0,), eval_every=20
     )

@@ -62,6 +62,17 @@ def test_an_ensemble_members_output_depends_on_its_own_parameters_only() -> None
                 assert same_bits(after[other], before[other]) == (other != e)
 
 
+def test_inputs_may_come_apart_with_many_to_a_row() -> None:
+    f, params = ensemble()
+    x, each = torch.randn(5, 3, generator=generator(1)), torch.randn(5, 7, 1, generator=generator(2))
+    together = f(params, x, each)
+    assert together.shape == (3, 5, 7)
+    for b in range(5):
+        for i in range(7):
+            alone = f(params, torch.cat([x[b], each[b, i]])[None])[:, 0]
+            torch.testing.assert_close(together[:, b, i], alone, rtol=1e-5, atol=1e-7)
+
+
 def test_ensemble_members_start_different() -> None:
     f, params = ensemble()
     out = f(params, torch.randn(5, 4, generator=generator(1)))
@@ -159,3 +170,18 @@ def test_sinusoidal_by_hand() -> None:
     t = torch.tensor([0.0, 0.03])
     expected = [[0.0, 0.0, 1.0, 1.0], [math.sin(3), math.sin(3e-4), math.cos(3), math.cos(3e-4)]]
     torch.testing.assert_close(nets.sinusoidal(t, 4), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+
+
+def test_one_input_beside_each_other_is_the_joined_input() -> None:
+    f, params = ensemble()
+    x, each = torch.randn(5, 3, generator=generator(1)), torch.randn(5, 1, generator=generator(2))
+    torch.testing.assert_close(f(params, x, each), f(params, torch.cat([x, each], dim=1)))
+
+
+@pytest.mark.parametrize("activation", list(nets.ACTIVATIONS))
+def test_no_activation_changes_what_a_network_was_given(activation: nets.Activation) -> None:
+    x = torch.randn(5, 3, generator=generator(1))
+    before = x.clone()
+    nets.Mlp(3, (4, 4), 2, False, activation)(x)
+    nets.EnsembleMlp(2, 3, (4, 4), False, activation)(x)
+    assert same_bits(x, before)

@@ -35,6 +35,11 @@ SPEC = Spec(
 )
 
 
+def spec_of(variant: str) -> Spec:
+    """The spec that a variant is tested on."""
+    return ROWS[variant].spec or SPEC
+
+
 def layered(variant: str, *algo: Flat) -> dict[str, Any]:
     return {k: v for layer in (ROWS[variant].small, *algo) for k, v in layer.items()}
 
@@ -46,9 +51,9 @@ def run_config(variant: str, *algo: Flat, **rest: Any) -> RunConfig:
     return resolve({"algo.name": variant, "data.files": ("toy.h5",), **given, **others})
 
 
-def algorithm(variant: str, *algo: Flat, spec: Spec = SPEC) -> tuple[Algorithm, Hparams]:
+def algorithm(variant: str, *algo: Flat, spec: Spec | None = None) -> tuple[Algorithm, Hparams]:
     cfg = run_config(variant, *algo).algo
-    return make(cfg, spec), hparams(cfg)
+    return make(cfg, spec or spec_of(variant)), hparams(cfg)
 
 
 def generator(seed: int = 0) -> Generator:
@@ -61,12 +66,19 @@ def window(g: Generator, size: int, spec: Spec = SPEC) -> dict[str, Tensor]:
 
 def batch(g: Generator, size: int = 16, spec: Spec = SPEC) -> Batch:
     """Random chunks of every length, a third of them terminal."""
-    h, a = spec.q_horizon, spec.action_dim
+    h = spec.q_horizon
     tau = torch.arange(size) % h + 1
+
+    def actions(horizon: int) -> Tensor:
+        shape = (size, horizon, spec.action_dim)
+        if spec.num_actions:
+            return torch.randint(spec.num_actions, shape, generator=g).float()
+        return torch.randn(shape, generator=g)
+
     return Batch(
         obs=window(g, size, spec),
-        action=torch.randn(size, spec.pred_horizon, a, generator=g),
-        q_action=torch.randn(size, h, a, generator=g),
+        action=actions(spec.pred_horizon),
+        q_action=actions(h),
         reward=torch.empty(size, h).uniform_(spec.reward_low, spec.reward_high, generator=g),
         mask=(torch.arange(h) < tau[:, None]).float(),
         terminal=(torch.rand(size, generator=g) < 1 / 3).float(),
@@ -78,9 +90,9 @@ def batch(g: Generator, size: int = 16, spec: Spec = SPEC) -> Batch:
 Step = tuple[Batch, Noise]
 
 
-def steps(alg: Algorithm, count: int, seed: int = 1) -> list[Step]:
+def steps(alg: Algorithm, count: int, seed: int = 1, spec: Spec = SPEC) -> list[Step]:
     g = generator(seed)
-    return [(batch(g), alg.update_noise(generator(1000 * seed + i), 16)) for i in range(count)]
+    return [(batch(g, spec=spec), alg.update_noise(generator(1000 * seed + i), 16)) for i in range(count)]
 
 
 def advance(alg: Algorithm, hp: Hparams, state: State, data: Sequence[Step]) -> State:
@@ -97,7 +109,15 @@ def run(variant: str, *algo: Flat, count: int = 3) -> State:
 @cache
 def _run(variant: str, settings: tuple[tuple[str, Any], ...], count: int) -> State:
     alg, hp = algorithm(variant, dict(settings))
-    return advance(alg, hp, alg.init(generator()), steps(alg, count))
+    return advance(alg, hp, alg.init(generator()), steps(alg, count, spec=spec_of(variant)))
+
+
+def outcome(variant: str, *algo: Flat) -> State:
+    """What a small run leaves behind, without bystanders, and how it acts."""
+    alg, _ = algorithm(variant, *algo)
+    state = run(variant, *algo)
+    chunk = alg.act(state, window(generator(1), 5, spec_of(variant)), alg.act_noise(generator(2), 5))
+    return {k: v for k, v in state.items() if k not in ROWS[variant].bystanders} | {"chunk": chunk}
 
 
 def leaves(tree: State, path: str = "") -> dict[str, Tensor]:
@@ -136,19 +156,37 @@ def episode(
     )
 
 
-def dataset(episodes: Sequence[Episode], **horizons: int) -> ds.Dataset:
-    """One frame, one action and one step, unless `horizons` say otherwise."""
-    given = {"obs_horizon": 1, "act_horizon": 1, "pred_horizon": 1, **horizons}
+def dataset(episodes: Sequence[Episode], **changes: int) -> ds.Dataset:
+    """One frame, one action and one step, and continuous actions, unless `changes` say otherwise."""
+    given = {"obs_horizon": 1, "act_horizon": 1, "pred_horizon": 1, **changes}
     arrays, spec = ds.build([episodes], control_mode="pd_joint_pos", **given)
     return ds.Dataset(arrays, spec)
 
 
-def walks() -> ds.Dataset:
-    """Four random episodes, two of which end in a terminal state, cut into chunks of three."""
+def random_actions(g: np.random.Generator, count: int, dim: int, num_actions: int = 0) -> np.ndarray:
+    """Uniform over all that there are; `num_actions` of them if they are discrete."""
+    return g.integers(num_actions, size=(count, dim)) if num_actions else g.uniform(-1, 1, (count, dim))
+
+
+def walks(spec: Spec = SPEC) -> ds.Dataset:
+    """Four random episodes, two of which end in a terminal state, cut into chunks and rewarded as `spec` has it."""
     g = np.random.default_rng(0)
-    lengths = (5, 7, 9, 6)
-    episodes = [
-        episode(g.normal(size=n + 1), g.uniform(-1, 1, (n, 2)), g.uniform(-1, 2, n), terminated=[n - 1] * (i % 2))
-        for i, n in enumerate(lengths)
-    ]
-    return dataset(episodes, obs_horizon=2, act_horizon=3, pred_horizon=4)
+    episodes = []
+    for i, n in enumerate((5, 7, 9, 6)):
+        terminated = [n - 1] * (i % 2)
+        obs, action = g.normal(size=n + 1), random_actions(g, n, spec.action_dim, spec.num_actions)
+        reward = g.uniform(spec.reward_low, spec.reward_high, n)
+        if spec.reward_ends_episode:
+            reward *= np.isin(np.arange(n), terminated)
+        episodes.append(episode(obs, action, reward, terminated=terminated))
+    horizons = {k: getattr(spec, k) for k in ("obs_horizon", "act_horizon", "pred_horizon", "q_horizon")}
+    return dataset(episodes, num_actions=spec.num_actions, **horizons)
+
+
+def half_missing() -> ds.Dataset:
+    """Single steps with actions in [-1, 0] that pay 1 + a, so that the best lie at the data's edge.
+
+    Nothing is paid beyond it, but what rises toward it seems to rise on.
+    """
+    actions = np.random.default_rng(0).uniform(-1, 0, 200)
+    return dataset([episode([0, 0], np.array([[a]]), [1 + a], terminated=[0]) for a in actions])

@@ -96,6 +96,40 @@ def integrate(v: Velocity, params: fn.Params, x: Tensor, t_0: Tensor, t_1: Tenso
     return x
 
 
+def consistency_loss(
+    v: Velocity,
+    params: fn.Params,
+    teacher: fn.Params,
+    x_0: Tensor,
+    x_1: Tensor,
+    t: Tensor,
+    cond: Tensor,
+    steps: int,
+) -> Tensor:
+    """L_cons per sample, [B]: student and teacher start at the same point x_t+; only the student learns."""
+    x_t = interpolate(x_0, x_1, t)
+    x_hat = integrate(v, teacher, x_t, t, torch.ones_like(t), cond, steps).detach()
+    return (v(params, x_t, t, cond) - (x_hat - x_0)).square().mean((1, 2))
+
+
+def endpoint_loss(
+    v: Velocity,
+    params: fn.Params,
+    teacher: fn.Params,
+    x_0: Tensor,
+    x_1: Tensor,
+    t_c: Tensor,
+    t_plus: Tensor,
+    cond: Tensor,
+    steps: int,
+) -> Tensor:
+    """Consistency of where the flow ends, [B]: both go on to time 1, the teacher from x_t_c, the student from x_t+."""
+    one = torch.ones_like(t_c)
+    x_hat = integrate(v, teacher, interpolate(x_0, x_1, t_c), t_c, one, cond, steps).detach()
+    x = integrate(v, params, interpolate(x_0, x_1, t_plus), t_plus, one, cond, steps)
+    return (x - x_hat).square().mean((1, 2))
+
+
 def sample(v: Velocity, params: fn.Params, x_0: Tensor, cond: Tensor, steps: int, grad_steps: int) -> Tensor:
     """x_1 by `steps` Euler steps from noise; gradient reaches `params` through the last `grad_steps` only."""
     at = [x_0.new_full((x_0.shape[0],), i / steps) for i in range(steps + 1)]

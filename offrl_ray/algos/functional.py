@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from offrl_ray.types import Batch, Obs, Spec, State
+from offrl_ray.types import Batch, Metrics, Obs, Spec, State
 
 Params = dict[str, Tensor]
 
@@ -41,6 +41,22 @@ def unravel(vector: Tensor, like: Params) -> Params:
     return {k: part.view(p.shape) for (k, p), part in zip(like.items(), parts, strict=True)}
 
 
+def gradient(loss: Callable[..., tuple[Tensor, Any]], params: Params, *inputs: Any) -> tuple[Tensor, Any]:
+    """Gradient of `loss(params, *inputs)` by `params` as one vector, and what the loss returns beside its value.
+
+    A lone member's by plain autograd: torch.func's, which a stack of members needs, records the backward pass as well,
+    and that costs small networks as much as the pass itself.
+    """
+    if torch._C._are_functorch_transforms_active():
+        tree, aux = torch.func.grad(loss, has_aux=True)(params, *inputs)
+        return ravel(tree), aux
+    with torch.enable_grad():
+        leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+        value, aux = loss(leaves, *inputs)
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return torch.cat([g.reshape(-1) for g in found]), tree_map(Tensor.detach, aux)
+
+
 def clip_norm(grad: Tensor, max_norm: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient vector scaled to at most `max_norm`, and its norm before."""
     norm = grad.norm()
@@ -55,14 +71,16 @@ def adam_init(params: Params) -> State:
 def adam(
     params: Params, grad: Tensor, opt: State, lr: Tensor, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> tuple[Params, State]:
-    """One step of Adam (Kingma & Ba 2015, algorithm 1) on a raveled gradient."""
+    """One step of Adam (Kingma & Ba 2015, algorithm 1) on a raveled gradient, in few passes over the parameters."""
     t = opt["t"] + 1
-    m = b1 * opt["m"] + (1 - b1) * grad
-    v = b2 * opt["v"] + (1 - b2) * grad * grad
-    m_hat = m / -torch.expm1(t * math.log(b1))  # 1 - b^t, without its cancellation
-    v_hat = v / -torch.expm1(t * math.log(b2))
-    step = lr * m_hat / (v_hat.sqrt() + eps)
-    return {k: params[k] - d for k, d in unravel(step, params).items()}, {"m": m, "v": v, "t": t}
+    m = torch.lerp(opt["m"], grad, 1 - b1)
+    v = torch.addcmul(b2 * opt["v"], grad, grad, value=1 - b2)
+    unbias_1 = -torch.expm1(t * math.log(b1))  # 1 - b^t, without its cancellation
+    unbias_2 = (-torch.expm1(t * math.log(b2))).sqrt()
+    step = m / v.sqrt().add_(eps * unbias_2)
+    rate = -lr * unbias_2 / unbias_1
+    stepped = {k: params[k].addcmul(d, rate) for k, d in unravel(step, params).items()}
+    return stepped, {"m": m, "v": v, "t": t}
 
 
 def descend(state: State, name: str, grad: Tensor, lr: Tensor, max_norm: Tensor) -> tuple[State, Tensor]:
@@ -79,12 +97,29 @@ def polyak(target: Params, online: Params, rate: Tensor) -> Params:
 
 def encode(obs: Obs) -> Tensor:
     """Observation window -> condition vector [B, C]: all frames of all keys side by side."""
-    return torch.cat([obs[k].flatten(1) for k in sorted(obs)], dim=1)
+    windows = [obs[k].flatten(1) for k in sorted(obs)]
+    return torch.cat(windows, dim=1) if len(windows) > 1 else windows[0]
 
 
 def condition_dim(spec: Spec) -> int:
     """C, the width of `encode`'s result."""
     return spec.obs_horizon * sum(math.prod(shape) for shape in spec.obs_shape.values())
+
+
+def action_bounds(spec: Spec, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest normalised action, [A] each."""
+    return like.new_tensor(spec.action_low), like.new_tensor(spec.action_high)
+
+
+def clip_action(action: Tensor, spec: Spec) -> Tensor:
+    """Actions [..., A] within the bounds; no gradient outside."""
+    low, high = action_bounds(spec, action)
+    return torch.minimum(torch.maximum(action, low), high)
+
+
+def executed(prediction: Tensor, spec: Spec) -> Tensor:
+    """The part [B, H, A] of a prediction [B, H_p, A] that the environment sees."""
+    return prediction[:, spec.act_offset : spec.act_offset + spec.act_horizon]
 
 
 def chunk_return(batch: Batch, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +132,12 @@ def td_target(batch: Batch, next_value: Tensor, gamma: Tensor, reward_scale: Ten
     """y = clip(rs * R^(tau) + (1 - d) * gamma^tau * V(s'), -clip, clip), [B]."""
     ret, discount = chunk_return(batch, gamma)
     y = reward_scale * ret + (1 - batch.terminal) * discount * next_value
-    return torch.minimum(torch.maximum(y, -clip), clip)
+    return y.clamp(-clip, clip)
+
+
+def expectile_loss(u: Tensor, kappa: Tensor) -> Tensor:
+    """|kappa - 1(u < 0)| u^2, per entry (Newey & Powell 1987)."""
+    return torch.where(u < 0, 1 - kappa, kappa) * u.square()
 
 
 def q_bounds(spec: Spec, gamma: Tensor, reward_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +150,7 @@ def q_bounds(spec: Spec, gamma: Tensor, reward_scale: Tensor) -> tuple[Tensor, T
     return min(spec.reward_low, 0.0) * scale, max(spec.reward_high, 0.0) * scale
 
 
-def detached(metrics: dict[str, Any]) -> dict[str, Tensor]:
+def detached(metrics: Metrics) -> Metrics:
     return {k: v.detach() for k, v in metrics.items()}
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Literal["relu", "mish", "tanh"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "mish": F.mish, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "mish": F.mish, "tanh": torch.tanh}
 GROUPS = 8
 """of GroupNorm, per convolution"""
 
@@ -25,6 +25,8 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
 class EnsembleMlp(nn.Module):
     """E independent MLPs, LayerNorm (or none) and an activation after each hidden layer: [B, in] -> [E, B].
 
+    With `each` [B, n, D] the inputs are `x` [B, in - D] beside each of the n, and the result is [E, B, n]: the first
+    layer sees x once. With [B, D] there is one for each x, and no gradient by x is computed where none is wanted.
     Hidden layers are orthogonal with gain sqrt(2); the last layer is small, so that values start near zero.
     """
 
@@ -55,15 +57,30 @@ class EnsembleMlp(nn.Module):
             nn.init.orthogonal_(member, gain)
         return w
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = x.expand(self.w_out.shape[0], *x.shape)  # [E, B, in]
+    def forward(self, x: Tensor, each: Tensor | None = None) -> Tensor:
+        if each is None:
+            return self._after_first(self._first(x, self.w[0]))
+        w_x, w_each = self.w[0].split((x.shape[1], each.shape[-1]), 1)
+        h = self._first(x, w_x)
+        if each.dim() == 2:
+            return self._after_first(torch.baddbmm(h, each.expand(len(h), *each.shape), w_each))
+        flat = each.flatten(0, 1)
+        pairs = torch.bmm(flat.expand(len(h), *flat.shape), w_each).unflatten(1, each.shape[:2])
+        return self._after_first((pairs + h[:, :, None]).flatten(1, 2)).unflatten(1, each.shape[:2])
+
+    def _first(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.baddbmm(self.b[0], x.expand(len(w), *x.shape), w)
+
+    def _after_first(self, h: Tensor) -> Tensor:
         norms = zip(self.norm_w, self.norm_b, strict=True)
-        for w, b in zip(self.w, self.b, strict=True):
-            h = torch.baddbmm(b, h, w)
+        for layer, (w, b) in enumerate(zip(self.w, self.b, strict=True)):
+            if layer:
+                h = torch.baddbmm(b, h, w)
             if norm := next(norms, None):
                 h = F.layer_norm(h, h.shape[-1:]) * norm[0] + norm[1]
             h = self.activation(h)
-        return torch.baddbmm(self.b_out, h, self.w_out).squeeze(-1)
+        # as a sum: products with one column are slow as matrix products, and their gradients slower
+        return (h * self.w_out.transpose(1, 2)).sum(-1) + self.b_out.squeeze(-1)
 
 
 class Mlp(nn.Module):

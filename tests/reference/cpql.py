@@ -124,16 +124,20 @@ def squares(a: Tensor, b: Tensor) -> Tensor:
     return mean([(a[h, d] - b[h, d]) ** 2 for h in range(a.shape[0]) for d in range(a.shape[1])])
 
 
-def flow_loss(p: Params, batch: Any, noise: dict[str, Tensor], cfg: Any) -> Tensor:
+def flow_errors(p: Params, batch: Any, noise: dict[str, Tensor], cfg: Any) -> list[Tensor]:
     terms = []
     for b in range(len(batch.action)):
         x_0, x_1, t = noise["x_0"][b], batch.action[b], noise["t"][b]
         v = velocity(p, (1 - t) * x_0 + t * x_1, t, condition(batch.obs, b), cfg.network.time_dim)
         terms.append(squares(v, x_1 - x_0))
-    return mean(terms)
+    return terms
 
 
-def consistency_loss(p: Params, teacher: Params, batch: Any, noise: dict[str, Tensor], cfg: Any) -> Tensor:
+def flow_loss(p: Params, batch: Any, noise: dict[str, Tensor], cfg: Any) -> Tensor:
+    return mean(flow_errors(p, batch, noise, cfg))
+
+
+def consistency_errors(p: Params, teacher: Params, batch: Any, noise: dict[str, Tensor], cfg: Any) -> list[Tensor]:
     terms = []
     for b in range(len(batch.action)):
         x_0, x_1, s = noise["x_0"][b], batch.action[b], condition(batch.obs, b)
@@ -144,7 +148,11 @@ def consistency_loss(p: Params, teacher: Params, batch: Any, noise: dict[str, Te
         x_hat = euler(teacher, x_t, t, 1.0, s, cfg.teacher_steps, cfg.network.time_dim)
         v = velocity(p, x_t, torch.tensor(t, dtype=torch.float64), s, cfg.network.time_dim)
         terms.append(squares(v, x_hat - x_0))
-    return mean(terms)
+    return terms
+
+
+def consistency_loss(p: Params, teacher: Params, batch: Any, noise: dict[str, Tensor], cfg: Any) -> Tensor:
+    return mean(consistency_errors(p, teacher, batch, noise, cfg))
 
 
 def q_loss(
@@ -256,9 +264,13 @@ class Reference:
     """A training run: parameters, Adam's moments and the number of updates."""
 
     def __init__(self, state: Any, cfg: Any, spec: Any):
-        self.state = {k: double(state[k]) for k in ("policy", "acting", "critic", "critic_target")}
+        self.state = {k: double(v) for k, v in state.items() if not k.endswith("_opt")}
         self.cfg, self.spec, self.t = cfg, spec, 0
-        self.moments = {name: {k: [0 * v, 0 * v] for k, v in self.state[name].items()} for name in ("policy", "critic")}
+        self.moments = {name: {k: [0 * v, 0 * v] for k, v in self.state[name].items()} for name in self.losses()}
+
+    def losses(self) -> dict[str, Any]:
+        """Trained parameters -> their loss, a function of (parameters, state, batch, noise, cfg, spec)."""
+        return {"policy": policy_loss, "critic": critic_loss}
 
     def update(self, batch: Any, noise: dict[str, Tensor]) -> None:
         batch = type(batch)(*(double(field) for field in batch))
@@ -266,14 +278,18 @@ class Reference:
         self.t += 1
         warm = min(1.0, self.t / cfg.warmup_steps) if cfg.warmup_steps else 1.0
         new = {}
-        for name, loss, lr in (("policy", policy_loss, cfg.lr * warm), ("critic", critic_loss, cfg.lr_critic)):
+        for name, loss in self.losses().items():
             args = (before, batch, noise, cfg, self.spec)
             grad = gradient(lambda p, loss=loss, args=args: loss(p, *args), before[name])
+            lr = cfg.lr * warm if name == "policy" else cfg.lr_critic
             new[name] = self.adam(name, before[name], self.clip(grad), lr)
-        teacher, target = before["acting"]["policy_ema"], before["critic_target"]
+        teacher = before["acting"]["policy_ema"]
         ema = {k: cfg.ema_decay * v + (1 - cfg.ema_decay) * new["policy"][k] for k, v in teacher.items()}
-        polyak = {k: (1 - cfg.tau) * v + cfg.tau * new["critic"][k] for k, v in target.items()}
-        self.state = {**new, "acting": {"policy_ema": ema}, "critic_target": polyak}
+        new["acting"] = {"policy_ema": ema}
+        if "critic_target" in before:
+            pairs = ((k, v, new["critic"][k]) for k, v in before["critic_target"].items())
+            new["critic_target"] = {k: (1 - cfg.tau) * old + cfg.tau * online for k, old, online in pairs}
+        self.state = new
 
     def clip(self, grad: Params) -> Params:
         norm = float(sum((g**2).sum() for g in grad.values())) ** 0.5

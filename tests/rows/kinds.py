@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offrl_ray.types import Hparams
+from offrl_ray.types import Hparams, Spec
 
 Flat = Mapping[str, Any]
 UNSET = object()
@@ -30,6 +30,8 @@ class Part:
     off: Flat
     trains: str
     spares: frozenset[str] = frozenset()
+    stopped: str = ""
+    """the variant's function whose gradient is cut off without it, where no setting does"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +54,9 @@ class Row:
     networks: Mapping[str, Flat]
     probes: Mapping[str, Flat]
     """ways to learn values that must find the closed form"""
+    bystanders: frozenset[str] = frozenset()
+    """parts of the state that an inert setting may change, because nothing reads them then"""
+    spec: Spec | None = None
+    """the toy spec, if it must be another one"""
+    unchosen: Flat = field(default_factory=dict)
+    """settings under which a policy that chooses among its predictions has one"""
