@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from offrl_ray.run import Data
 
 TRIAL = "train"
+COLLECTABLE = (
+    "LiftPegUpright-v1, PickCube-v1 or PushCube-v1, which have a scripted expert, or CartPole-v1, "
+    "where everything is recorded that an online double DQN lives through"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,22 +45,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    p = commands.add_parser("collect", help="record demonstrations of a scripted expert in the real simulator")
-    p.add_argument("--env-id", required=True, help="LiftPegUpright-v1, PushCube-v1 or PickCube-v1")
+    p = commands.add_parser("collect", help="record demonstrations of a scripted expert or an online learner")
+    p.add_argument("--env-id", required=True, help=COLLECTABLE)
     p.add_argument("--episodes", type=int, default=200)
     p.add_argument(
-        "--noise", type=_numbers, default=(0.0,), help="standard deviations of action noise, in turn: 0,0.1,0.3"
+        "--noise",
+        type=_numbers,
+        default=(),
+        help="standard deviations of a scripted expert's action noise, in turn: 0,0.1,0.3 (default: 0)",
     )
     p.add_argument("--seed", type=int, default=0, help="episode i starts from seed + i")
     p.add_argument("--out", type=Path, required=True, help="FILE.h5; FILE.json is written beside it")
-    p.add_argument("--workers", type=int, default=1, help="processes; the file does not depend on them")
+    p.add_argument("--workers", type=int, help="processes of a scripted expert; the file does not depend on them")
     p.set_defaults(command=_collect)
 
     data = commands.add_parser("data", help="look at trajectory files").add_subparsers(required=True, metavar="COMMAND")
     p = data.add_parser("check", help="what is in a file, and everything that is wrong with it")
     p.add_argument("file", type=Path)
-    p.add_argument("--control-mode", default="pd_ee_delta_pose", help="needed control mode (default: pd_ee_delta_pose)")
-    p.add_argument("--reward-mode", default="sparse", help="needed reward mode (default: sparse)")
+    p.add_argument("--control-mode", help="needed control mode (default: the file's own)")
+    p.add_argument("--reward-mode", help="needed reward mode (default: the file's own)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(command=_data_check)
 
@@ -191,9 +198,9 @@ def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":
 
 def _line(record: dict[str, Any]) -> str:
     if record["kind"] == "eval":
-        rate = sum(record["success_once"]) / len(record["success_once"])
-        end = sum(record["success_at_end"]) / len(record["success_at_end"])
-        return f"  step {record['step']} seed {record['seed']}: success_once {rate:.2f}, success_at_end {end:.2f}"
+        rate, end, ret = (sum(record[k]) / len(record[k]) for k in ("success_once", "success_at_end", "return"))
+        shown = f"success_once {rate:.2f}, success_at_end {end:.2f}, return {ret:.4g}"
+        return f"  step {record['step']} seed {record['seed']}: {shown}"
     if record["kind"] == "train":
         m = record["metrics"]
         shown = ", ".join(f"{k} {m[k]:.4g}" for k in ("policy_loss", "critic_loss", "q_mean") if k in m)

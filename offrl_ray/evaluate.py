@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from offrl_ray.algos import make
 from offrl_ray.algos.functional import to_device
 from offrl_ray.config import EnvConfig, RunConfig
+from offrl_ray.envs.classic import GymEnv
 from offrl_ray.envs.maniskill import ManiSkillEnv
 from offrl_ray.policy import Policy
 from offrl_ray.types import Env, Spec, State
@@ -22,7 +23,7 @@ class Episodes(NamedTuple):
     success_once: list[int]  # 1 if any step was a success
     success_at_end: list[int]  # 1 if the last step was
     ret: list[float]  # undiscounted sum of raw rewards
-    length: list[int]  # steps to the first success, or all
+    length: list[int]  # steps to the first success or termination, or all
 
 
 @torch.no_grad()
@@ -34,38 +35,39 @@ def evaluate(policy: Policy, env: Env, episodes: int, seed: int) -> Episodes:
     result = Episodes([], [], [], [], [])
     for first in range(0, episodes, env.num_envs):
         seeds = [seed + first + i for i in range(env.num_envs)]
-        success, reward = _rollout(policy, env, seeds)  # [T, N]
+        success, terminated, reward = _rollout(policy, env, seeds)  # [T, N]
         for i in range(min(env.num_envs, episodes - first)):
-            hits = success[:, i].nonzero()
+            ends = (success | terminated)[:, i].nonzero()
             result.seed.append(seeds[i])
-            result.success_once.append(int(len(hits) > 0))
+            result.success_once.append(int(success[:, i].any()))
             result.success_at_end.append(int(success[-1, i]))
             result.ret.append(float(reward[:, i].sum()))
-            result.length.append(int(hits[0]) + 1 if len(hits) else len(success))
+            result.length.append(int(ends[0]) + 1 if len(ends) else len(success))
     return result
 
 
-def _rollout(policy: Policy, env: Env, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _rollout(policy: Policy, env: Env, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     spec = policy.spec
     frame = env.reset(seeds)
     device = next(iter(frame.values())).device
     generators = [Generator(device).manual_seed(s) for s in seeds]
     window = {k: [v] * spec.obs_horizon for k, v in frame.items()}
-    success: list[Tensor] = []
-    reward: list[Tensor] = []
-    while len(success) < env.max_steps:
+    steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    while len(steps) < env.max_steps:
         draws = [policy.alg.act_noise(g, 1) for g in generators]
         chunk = policy.act(window, {k: torch.cat([d[k] for d in draws]) for k in draws[0]})
-        for h in range(min(spec.act_horizon, env.max_steps - len(success))):
+        for h in range(min(spec.act_horizon, env.max_steps - len(steps))):
             step = env.step(chunk[:, h])
             window = {k: [*frames[1:], step.obs[k]] for k, frames in window.items()}
-            success.append(step.success)
-            reward.append(step.reward)
-    return torch.stack(success).cpu(), torch.stack(reward).cpu()
+            steps.append((step.success, step.terminated, step.reward))
+    success, terminated, reward = (torch.stack(column).cpu() for column in zip(*steps, strict=True))
+    return success, terminated, reward
 
 
 def open_env(env: EnvConfig) -> Env:
     """The simulator that a config describes. Raises UsageError if this machine cannot build it."""
+    if env.sim_backend == "native":
+        return GymEnv(env.id or "", env.reward_mode, env.num_envs, env.max_steps)
     return ManiSkillEnv(
         env.id or "",
         control_mode=env.control_mode,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offrl_ray import checkpoint
-from offrl_ray.algos import make
+from offrl_ray.algos import VARIANTS, make
 from offrl_ray.algos.functional import select
 from offrl_ray.config import RunConfig, to_dict
 from offrl_ray.data import hdf5
@@ -110,6 +110,8 @@ def online_spec(cfg: RunConfig) -> Spec:
 
 def data_problems(flat: Mapping[str, Any]) -> list[str]:
     """What is wrong with the files of settings that are no valid config, as far as they can be understood."""
+    known = VARIANTS.get(str(flat.get("algo.name")))
+    flat = {**(known[0].needs.defaults if known else {}), **flat}
     expect = {k: flat[f"env.{k}"] for k in ("control_mode", "reward_mode") if isinstance(flat.get(f"env.{k}"), str)}
     files = [f for f in flat["data.files"] if isinstance(f, str)]
     return [p for f in files for p in hdf5.inspect(f, **expect).problems]

@@ -18,7 +18,7 @@ from offrl_ray.errors import UsageError
 from offrl_ray.records import FILE, read
 from offrl_ray.sweep.plan import Sweep
 from tests.conftest import ACTION, TINY, Length, ToyEnv, WriteFile
-from tests.test_plan import CPQL
+from tests.test_plan import CPQL, CQL_DQN
 
 Capture = pytest.CaptureFixture[str]
 LENGTHS = [6, Length(9, ()), 12]
@@ -337,10 +337,10 @@ def test_data_check_prints_one_json_object(write_file: WriteFile, capsys: Captur
 def test_data_check_tells_the_problems_and_exits_with_2(
     kind: str, write_file: WriteFile, tmp_path: Path, capsys: Capture
 ) -> None:
-    path = spoilt(kind, write_file, tmp_path)
-    assert cli.main(["data", "check", str(path), "--json"]) == 2
+    command = ["data", "check", str(spoilt(kind, write_file, tmp_path)), "--control-mode", "pd_ee_delta_pose"]
+    assert cli.main([*command, "--json"]) == 2
     assert_named(strict(capsys.readouterr().out)["problems"], BAD_FILES[kind])
-    assert cli.main(["data", "check", str(path)]) == 2
+    assert cli.main(command) == 2
     assert_named([capsys.readouterr().out], BAD_FILES[kind])
 
 
@@ -352,10 +352,28 @@ def test_data_check_prints_strict_json_of_enormous_numbers(write_file: WriteFile
     assert_named(strict(capsys.readouterr().out)["problems"], ["[-1, 1]", "traj_0[0, 0]"])
 
 
-def test_data_check_takes_the_modes_it_is_told(write_file: WriteFile) -> None:
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ([], 0),
+        (["--control-mode", "pd_ee_delta_pos"], 0),
+        (["--reward-mode", "dense"], 0),
+        (["--control-mode", "pd_ee_delta_pose"], 2),
+        (["--reward-mode", "sparse"], 2),
+    ],
+)
+def test_data_check_takes_the_files_modes_unless_it_is_told_others(
+    told: list[str], code: int, write_file: WriteFile
+) -> None:
     path = write_file(control_mode="pd_ee_delta_pos", reward_mode="dense")
-    told = ["--control-mode", "pd_ee_delta_pos", "--reward-mode", "dense"]
-    assert [cli.main(["data", "check", str(path), *t]) for t in ([], told[:2], told)] == [2, 2, 0]
+    assert cli.main(["data", "check", str(path), *told]) == code
+
+
+@pytest.mark.parametrize("mode", ["control_mode", "reward_mode"])
+def test_data_check_refuses_a_file_that_names_no_mode(mode: str, write_file: WriteFile, capsys: Capture) -> None:
+    path = write_file(damage=lambda f, meta: meta["env_info"]["env_kwargs"].pop(mode))
+    assert cli.main(["data", "check", str(path)]) == 2
+    assert f"{mode.replace('_', ' ')} is None" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", ["", ".", "/", "nowhere.h5", "a" * 300])
@@ -539,3 +557,27 @@ def test_settings_that_collected_demonstrations_cannot_meet_are_named_with_all_e
     assert "2 problems" in message
     assert "env.control_mode is 'pd_joint_pos'" in message
     assert "data.files" in message
+
+
+def test_a_sweep_of_another_kind_of_environment_collects_in_its_modes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def collect(*args: Any, **options: Any) -> None:
+        asked.append((*args[:4], options["workers"]))
+        raise UsageError(["enough"])
+
+    monkeypatch.setattr(launch, "collect", collect)
+    assert sweep("--preset", "smoke", of=CQL_DQN) == 2
+    assert asked == [("CartPole-v1", 10, (), 0, None)]
+    assert "CartPole-v1.state.native.10.seed0.h5" in capsys.readouterr().out
+    assert sweep("--preset", "smoke", "--set", "env.control_mode=pd_ee_delta_pose", of=CQL_DQN) == 2
+    assert "env.control_mode is 'pd_ee_delta_pose', but the demonstrations" in capsys.readouterr().err
+
+
+def test_a_typo_in_a_sweep_does_not_make_good_data_look_bad(write_file: WriteFile, capsys: Capture) -> None:
+    path = write_file(control_mode="native", reward_mode="native")
+    given = ["--set", f"data.files={path}", "--set", "algo.cql_alpa=1"]
+    assert sweep(*given, of=CQL_DQN) == 2
+    assert capsys.readouterr().err.startswith("1 problem:\n- algo.cql_alpa")

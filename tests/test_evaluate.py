@@ -50,10 +50,20 @@ def drifting(obs: Obs, noise: Noise) -> Tensor:
 
 
 class Scripted:
-    """Episode with seed s has its successes at the steps `script[s]`, and rewards 1, 10, 100 ..."""
+    """Episode with seed s has its successes at the steps `script[s]`, and rewards 1, 10, 100 ...
 
-    def __init__(self, script: dict[int, Sequence[int]], max_steps: int, num_envs: int = 1):
+    It terminates where it succeeds, and at the steps `failures[s]`.
+    """
+
+    def __init__(
+        self,
+        script: dict[int, Sequence[int]],
+        max_steps: int,
+        num_envs: int = 1,
+        failures: dict[int, Sequence[int]] | None = None,
+    ):
         self.script, self.max_steps, self.num_envs = script, max_steps, num_envs
+        self.failures = failures or {}
         self.actions: list[Tensor] = []
         self.frames: list[float] = []
 
@@ -69,10 +79,13 @@ class Scripted:
     def step(self, action: Tensor) -> EnvStep:
         assert self.t < self.max_steps
         self.actions.append(action)
-        success = torch.tensor([self.t in self.script.get(s, ()) for s in self.seeds])
+        success, failure = (
+            torch.tensor([self.t in steps.get(s, ()) for s in self.seeds]) for steps in (self.script, self.failures)
+        )
         reward = torch.full((len(self.seeds),), 10.0**self.t)
         self.t += 1
-        return EnvStep(self._obs(), reward, success, success, torch.full_like(success, self.t == self.max_steps))
+        late = torch.full_like(success, self.t == self.max_steps)
+        return EnvStep(self._obs(), reward, success, success | failure, late)
 
     def close(self) -> None: ...
 
@@ -116,6 +129,14 @@ def test_outcomes_of_an_episode(num_envs: int) -> None:
     assert found.success_at_end == [0, 0, 1, 0, 1]
     assert found.length == [4, 1, 4, 2, 1]
     assert found.ret == [1111.0] * 5
+
+
+def test_an_episodes_length_is_the_steps_to_its_success_or_termination() -> None:
+    script, failures = {0: [3], 1: [1], 2: [], 3: [2]}, {0: [1], 1: [3], 2: [0, 1, 2, 3], 3: [2]}
+    found = evaluate(policy(lambda o, z: 0 * z["z"]), Scripted(script, 4, 2, failures), 4, seed=0)
+    assert found.length == [2, 2, 1, 3]
+    assert found.success_once == [1, 1, 0, 1]
+    assert found.success_at_end == [1, 0, 0, 0]
 
 
 def test_outcomes_are_plain_numbers() -> None:

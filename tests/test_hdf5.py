@@ -104,6 +104,42 @@ def test_the_digest_covers_both_files(write_file: WriteFile) -> None:
     assert len({before, inspect(path).digest, inspect(write_file([4])).digest}) == 3
 
 
+def indices(values: Any, name: str = "traj_0") -> Callable[[File, Meta], None]:
+    """The file of an environment with two actions, all 0 but those of `name`."""
+
+    def damage(f: File, meta: Meta) -> None:
+        meta["env_info"]["num_actions"] = 2
+        for group in f.values():
+            replace("actions", np.zeros((len(group["rewards"]), 1), np.float32))(group, meta)
+        replace("actions", np.asarray(values, np.float32))(f[name], meta)
+
+    return damage
+
+
+NATIVE = {"control_mode": "native", "reward_mode": "native"}
+
+
+def test_the_actions_of_a_discrete_environment_are_indices(write_file: WriteFile) -> None:
+    found = inspect(write_file([4, 3], damage=indices([[0], [1], [1], [0]]), **NATIVE), **NATIVE)
+    assert (found.problems, found.num_actions) == ([], 2)
+    for values in ([[0], [2], [0], [0]], [[0], [0.5], [0], [0]], [[0], [-1], [0], [0]], [[0, 1]] * 4):
+        problems = inspect(write_file([4, 3], damage=indices(values), **NATIVE), **NATIVE).problems
+        assert_named(problems, "one index each, 0 to 1" if len(values[0]) == 1 else "actions", "traj_")
+
+
+def test_a_native_success_need_not_be_a_termination(write_file: WriteFile) -> None:
+    damage = both(indices(np.zeros((4, 1))), replace("traj_0/terminated", np.zeros(4, bool)))
+    assert inspect(write_file([4, 3], damage=damage, **NATIVE), **NATIVE).problems == []
+
+
+def test_modes_that_are_not_asked_for_are_the_files_own(write_file: WriteFile) -> None:
+    path = write_file(control_mode="pd_joint_delta_pos", reward_mode="dense")
+    assert inspect(path, control_mode=None, reward_mode=None).problems == []
+    assert len(inspect(path, control_mode=None).problems) == len(inspect(path, reward_mode=None).problems) == 1
+    wild = write_file(damage=put("traj_1/actions", (5, 3), -1.5), control_mode="pd_joint_delta_pos")
+    assert_named(inspect(wild, control_mode=None).problems, "[-1, 1]", "traj_1[5, 3]")
+
+
 # -- damaged content: file, trajectory, key and index are named
 
 WIDE = np.zeros((4, ACTION + 1), np.float32)

@@ -17,6 +17,7 @@ from offrl_ray.data.guard import TRAJECTORY, Problems, guard
 from offrl_ray.errors import UsageError
 
 MEMORY_BUDGET = 8 * 2**30
+NATIVE = "native"  # control and reward mode of gymnasium's own environments, which have but one
 FLAGS = ("success", "terminated", "truncated")
 KEYS = ("actions", "obs", "rewards", *FLAGS)
 REPLAY = "python -m mani_skill.trajectory.replay_trajectory --traj-path FILE --use-first-env-state -o state -c {control} --record-rewards --reward-mode {reward} --save-traj --allow-failure"  # noqa: E501
@@ -74,15 +75,15 @@ class TrajectoryFile:
 def inspect(
     path: str | Path,
     *,
-    control_mode: str = "pd_ee_delta_pose",
-    reward_mode: str = "sparse",
+    control_mode: str | None = "pd_ee_delta_pose",
+    reward_mode: str | None = "sparse",
     env_id: str | None = None,
     rewards: bool = True,
     budget: int = MEMORY_BUDGET,
 ) -> TrajectoryFile:
     """Read what is readable and name everything that is wrong. Raises nothing for a bad file.
 
-    Where `rewards` are not needed a file may be without; they are zero then.
+    A mode that is None is the file's own. Where `rewards` are not needed a file may be without; they are zero then.
     """
     path = Path(path)
     problems = Problems(path)
@@ -93,6 +94,7 @@ def inspect(
     info = meta.get("env_info", {})
     kwargs = info.get("env_kwargs", {})
     num_actions = _num_actions(info, problems)
+    control_mode, reward_mode = control_mode or _own(kwargs, "control_mode"), reward_mode or _own(kwargs, "reward_mode")
     if info:
         _check_modes(info, control_mode, reward_mode if rewards else None, env_id, problems)
     episodes: tuple[Episode, ...] = ()
@@ -104,7 +106,8 @@ def inspect(
     except Exception as e:  # damaged metadata surfaces as almost any exception of h5py's
         why = (str(e) or type(e).__name__).splitlines()[0]
         problems.add(f"not readable as HDF5, truncated or damaged ({why}); copy or make it again")
-    _check_content(episodes, problems)
+    if kwargs.get("reward_mode") != NATIVE:  # there a success is a judgement on the return, and may end at the cap
+        _check_success(episodes, problems)
     if num_actions:
         _check_indices(episodes, num_actions, problems)
     elif kwargs.get("control_mode") == control_mode:
@@ -175,20 +178,24 @@ def _num_actions(info: dict[str, Any], problems: Problems) -> int:
     return 0
 
 
+def _own(kwargs: dict[str, Any], mode: str) -> str:
+    """A mode as the file names it, or as this program's demonstrations have it."""
+    own = kwargs.get(mode)
+    return own if isinstance(own, str) else {"control_mode": "pd_ee_delta_pose", "reward_mode": "sparse"}[mode]
+
+
 def _check_modes(
     info: dict[str, Any], control: str, reward: str | None, env_id: str | None, problems: Problems
 ) -> None:
     got = info["env_kwargs"]
     replay = REPLAY.format(control=control, reward=reward or "sparse")
+    mend = f"replay it ({replay}) or set env.control_mode", "replay it or set env.reward_mode"
+    if NATIVE in (control, got.get("control_mode")):
+        mend = ("choose another file or variant",) * 2
     if got.get("control_mode") != control:
-        problems.add(
-            f"control mode is {got.get('control_mode')!r}, the config says {control!r}; "
-            f"replay it ({replay}) or set env.control_mode"
-        )
+        problems.add(f"control mode is {got.get('control_mode')!r}, the config says {control!r}; {mend[0]}")
     if reward is not None and got.get("reward_mode") != reward:
-        problems.add(
-            f"reward mode is {got.get('reward_mode')!r}, the config says {reward!r}; replay it or set env.reward_mode"
-        )
+        problems.add(f"reward mode is {got.get('reward_mode')!r}, the config says {reward!r}; {mend[1]}")
     if env_id is not None and info.get("env_id") != env_id:
         problems.add(
             f"environment is {info.get('env_id')!r}, the config says {env_id!r}; set env.id or use another file"
@@ -292,7 +299,7 @@ def _check_indices(episodes: tuple[Episode, ...], num_actions: int, problems: Pr
             problems.add(f"actions must be one index each, 0 to {num_actions - 1}", e.name)
 
 
-def _check_content(episodes: tuple[Episode, ...], problems: Problems) -> None:
+def _check_success(episodes: tuple[Episode, ...], problems: Problems) -> None:
     for e in episodes:
         if e.success.any() and not (e.terminated & e.success).any():
             problems.add("a success must be marked `terminated` too: it ends the chunk", e.name)

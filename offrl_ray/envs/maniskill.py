@@ -48,7 +48,10 @@ def _problems(
 
     reward_modes: Sequence[str] = ()
     if (task := REGISTERED_ENVS.get(env_id)) is None:
-        yield f"env_id must be a ManiSkill task, but got {env_id!r}; {did_you_mean(env_id, REGISTERED_ENVS)}"
+        yield (
+            f"env_id must be a ManiSkill task with sim_backend {sim_backend}, but got {env_id!r}; "
+            f"{did_you_mean(env_id, REGISTERED_ENVS)}; gymnasium's own environments need native"
+        )
     else:
         reward_modes = task.cls.SUPPORTED_REWARD_MODES
         if not _has_assets(task.asset_download_ids):

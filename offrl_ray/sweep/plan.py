@@ -17,13 +17,15 @@ class Demos:
 
     env_id: str
     episodes: int
-    noise: tuple[float, ...]
+    noise: tuple[float, ...] = ()
     seed: int = 0
+    control_mode: str = "pd_ee_delta_pose"
+    reward_mode: str = "sparse"
 
     @property
     def file_name(self) -> str:
-        noise = "_".join(f"{n:g}" for n in self.noise)
-        return f"{self.env_id}.state.pd_ee_delta_pose.{self.episodes}x{noise}.seed{self.seed}.h5"
+        noise = f"x{'_'.join(f'{n:g}' for n in self.noise)}" if self.noise else ""
+        return f"{self.env_id}.state.{self.control_mode}.{self.episodes}{noise}.seed{self.seed}.h5"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

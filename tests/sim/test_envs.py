@@ -77,6 +77,7 @@ def test_experts_succeed(env_id, noise, envs):
     ("arguments", "message"),
     [
         ({"env_id": "LiftPegUpright"}, "'LiftPegUpright'; did you mean LiftPegUpright-v1"),
+        ({"env_id": "CartPole-v1"}, "sim_backend physx_cpu, but got 'CartPole-v1'; .* need native"),
         ({"control_mode": "pd_ee_delta_poses"}, "'pd_ee_delta_poses'; did you mean pd_ee_delta_pose"),
         ({"control_mode": "pd_joint_pos"}, r"\[-1, 1\], but control_mode 'pd_joint_pos'"),
         ({"reward_mode": "spares"}, "'spares'; did you mean sparse"),
