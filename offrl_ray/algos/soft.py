@@ -17,9 +17,9 @@ Order of one update: critic, actor (it climbs the new critic), temperature, Poly
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
-from torch.func import grad_and_value
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos import nets
@@ -106,10 +106,10 @@ class Soft:
         }
 
     def update_noise(self, g: Generator, batch_size: int) -> Noise:
-        noise = {name: self.normal(g, batch_size) for name in ("eps", "eps_next")}
+        noise = {name: self._normal(g, batch_size) for name in ("eps", "eps_next")}
         return noise | {"subset": torch.rand(self.cfg.num_critics, generator=g, device=g.device)}
 
-    def normal(self, g: Generator, *size: int) -> Tensor:
+    def _normal(self, g: Generator, *size: int) -> Tensor:
         return torch.randn((*size, self.spec.pred_horizon, self.spec.action_dim), generator=g, device=g.device)
 
     def q(self, critic: fn.Params, cond: Tensor, chunk: Tensor) -> Tensor:
@@ -125,22 +125,27 @@ class Soft:
 
     def next_value(self, state: State, next_cond: Tensor, noise: Noise, hp: Hparams) -> Tensor:
         """V(s'), [B]."""
-        action, log_pi = self.pi.sample(state["policy"], next_cond, noise["eps_next"])
+        drawn = (state["policy"], next_cond, noise["eps_next"])
+        action, log_pi = self.pi.sample(*drawn) if self.cfg.backup_entropy else (self.pi.chunk(*drawn), None)
         q = self.q(state["critic_target"], next_cond, action)
-        value = q[noise["subset"].argsort()[: self.cfg.num_min]].min(0).values
-        return value - self.temperature(state, hp) * log_pi if self.cfg.backup_entropy else value
+        if self.cfg.num_min < self.cfg.num_critics:
+            q = q[noise["subset"].argsort()[: self.cfg.num_min]]
+        value = q.min(0).values
+        return value if log_pi is None else value - self.temperature(state, hp) * log_pi
 
     def td_loss(self, critic: fn.Params, y: Tensor, batch: Batch, cond: Tensor) -> tuple[Tensor, Metrics]:
         q = self.q(critic, cond, batch.q_action)
-        loss = 0.5 * (q - y).square().mean(1).sum()
-        return loss, {"td_loss": loss, "q_data_mean": q.mean(), "q_std": q.std(0).mean() if len(q) > 1 else 0 * loss}
+        loss = len(q) / 2 * F.mse_loss(q, y.expand_as(q))
+        fixed = q.detach()
+        q_std = (fixed - fixed.mean(0)).norm(dim=0).mean() / max(len(q) - 1, 1) ** 0.5
+        return loss, {"td_loss": loss, "q_data_mean": q.mean(), "q_std": q_std}
 
     def critic_gradient(
         self, state: State, y: Tensor, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams
     ) -> tuple[Tensor, Metrics]:
         """Gradient of L_critic as one vector; its value is the metric critic_loss."""
-        tree, (loss, m) = grad_and_value(self.td_loss, has_aux=True)(state["critic"], y, batch, cond)
-        return fn.ravel(tree), {**m, "critic_loss": loss}
+        vector, metrics = fn.gradient(self.td_loss, state["critic"], y, batch, cond)
+        return vector, {**metrics, "critic_loss": metrics["td_loss"]}
 
     def critic_step(self, state: State, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         next_value = self.next_value(state, fn.encode(batch.next_obs), noise, hp)
@@ -161,31 +166,35 @@ class Soft:
     ) -> tuple[Tensor, Metrics]:
         """L_actor; the metrics must hold log_pi, the mean log density of the policy's own actions."""
         action, log_pi = self.pi.sample(policy, cond, noise["eps"])
-        all_q = self.q(state["critic"], cond, action)
-        q = (all_q.min(0).values if self.actor_q == "min" else all_q.mean(0)).mean()
-        loss = self.temperature(state, hp) * log_pi.mean() - q
-        return loss, {"actor_loss": loss, "actor_q": q, "log_pi": log_pi.mean(), "q_policy_mean": all_q.mean()}
+        q, every = self.policy_q(state, cond, action)
+        log_pi, q = log_pi.mean(), q.mean()
+        loss = self.temperature(state, hp) * log_pi - q
+        return loss, {"actor_loss": loss, "actor_q": q, "log_pi": log_pi, "q_policy_mean": every.detach().mean()}
 
-    def actor_step(self, state: State, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
-        """The policy, then the temperature, on the entropy that the policy had."""
-        tree, (_, metrics) = grad_and_value(self.actor_loss, has_aux=True)(
-            state["policy"], state, batch, cond, noise, hp
-        )
-        changed, norm = fn.descend(state, "policy", fn.ravel(tree), hp["lr"], hp["grad_clip"])
-        # d L_temp / d log(temperature)
-        missing = metrics["log_pi"] + self.target_entropy(hp)
-        warmer, _ = fn.descend(
-            state, "temperature", -missing.reshape(1), hp["lr_temperature"], torch.full_like(missing, torch.inf)
-        )
-        temperature = self.temperature(state, hp)
+    def policy_q(self, state: State, cond: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Q [B] that the policy climbs, and the whole ensemble's [E, B]."""
+        every = self.critics(state["critic"], cond, action[:, : self.spec.q_horizon].flatten(1))
+        return every.min(0).values if self.actor_q == "min" else every.mean(0), every
+
+    def actor_step(
+        self, state: State, batch: Batch, cond: Tensor, noise: Noise, hp: Hparams, *more: Any
+    ) -> tuple[State, Metrics]:
+        """The policy, then the temperature, on the entropy that the policy had; `more` goes to a variant's loss."""
+        gradient, metrics = fn.gradient(self.actor_loss, state["policy"], state, batch, cond, noise, hp, *more)
+        changed, norm = fn.descend(state, "policy", gradient, hp["lr"], hp["grad_clip"])
+        temperature, target = self.temperature(state, hp), self.target_entropy(hp)
+        # minus d L_temp / d log(temperature)
+        missing = metrics["log_pi"] + target
+        warmer, opt = fn.adam(state["temperature"], -missing.reshape(1), state["temperature_opt"], hp["lr_temperature"])
         metrics |= {
             "grad_norm_policy": norm,
             "temperature": temperature,
             "temperature_loss": -temperature.log() * missing,
             "entropy": -metrics["log_pi"],
-            "target_entropy": self.target_entropy(hp),
+            "target_entropy": target,
         }
-        return {**state, **changed, **warmer, "acting": {"policy": changed["policy"]}}, metrics
+        changed |= {"temperature": warmer, "temperature_opt": opt, "acting": {"policy": changed["policy"]}}
+        return {**state, **changed}, metrics
 
     def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         cond = fn.encode(batch.obs)
@@ -197,19 +206,19 @@ class Soft:
         low, high = fn.q_bounds(self.spec, hp["gamma"], hp["reward_scale"])
         loss = metrics["critic_loss"] + metrics["actor_loss"] + metrics["temperature_loss"]
         more = {"loss": loss, "q_mean": metrics["q_data_mean"], "q_bound_low": low, "q_bound_high": high}
-        return fn.detached(metrics | more)
+        return metrics | more
 
     def act_noise(self, g: Generator, n: int) -> Noise:
         return {}
 
     def explore_noise(self, g: Generator, n: int) -> Noise:
-        return {"eps": self.normal(g, n)}
+        return {"eps": self._normal(g, n)}
 
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
         """The mode without noise, a sample with it."""
         policy, cond = state["acting"]["policy"], fn.encode(obs)
-        chunk = self.pi.sample(policy, cond, noise["eps"])[0] if noise else self.pi.mode(policy, cond)
-        return chunk[:, self.spec.act_offset : self.spec.act_offset + self.spec.act_horizon]
+        chunk = self.pi.chunk(policy, cond, noise["eps"]) if noise else self.pi.mode(policy, cond)
+        return fn.executed(chunk, self.spec)
 
     def algorithm(self, minibatches: int = 1) -> Algorithm:
         return Algorithm(

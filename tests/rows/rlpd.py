@@ -66,4 +66,5 @@ ROW = Row(
     normal=frozenset({"eps", "eps_next"}),
     networks={"plain": {"layer_norm": False}, "mish": {"activation": "mish"}},
     probes={"rlpd": PROBE},
+    bystanders=frozenset({"temperature_opt"}),
 )
