@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 if __package__ in (None, ""):  # run as a script: its own folder's modules are not the top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,7 +21,8 @@ from results_analysis import plots
 from results_analysis.load import Axis, Grid, Sweep, Trial, find_grid, load, short
 from results_analysis.stats import Estimate, mean_over_seeds, rate_over_seeds
 
-METRICS = ("success_once", "success_at_end", "q_mean")
+RATES = ("success_once", "success_at_end")
+METRICS = (*RATES, "return", "q_mean")
 CAPTION = (
     "Cells: mean over the n finished seeds with its 95 % interval "
     "(Student's t over seeds, never narrower than Wilson's over their episodes).\n"
@@ -30,8 +32,11 @@ CAPTION = (
 
 def estimate(trial: Trial, metric: str) -> Estimate | None:
     """A metric over the trial's finished seeds; None if none has it, or not all of them."""
-    if metric != "q_mean":
-        return rate_over_seeds([s.final[metric] for s in trial.finished if s.final])
+    finals = [s.final[metric] for s in trial.finished if s.final] if metric != "q_mean" else []
+    if metric in RATES:
+        return rate_over_seeds(finals)
+    if metric == "return":
+        return mean_over_seeds([fmean(f) for f in finals])
     last = [s.train[-1]["metrics"] for s in trial.finished if s.train]
     values = [float(m[metric]) for m in last if metric in m]
     return mean_over_seeds(values) if len(values) == len(trial.finished) else None
@@ -57,7 +62,7 @@ def table_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{float(f'{value:.3g}'):g}" if metric == "q_mean" else f"{value:.2f}"
+    return f"{value:.2f}" if metric in RATES else f"{float(f'{value:.3g}'):g}"
 
 
 def _text(metric: str, e: Estimate | None) -> list[str]:
@@ -107,12 +112,16 @@ def _ticks(axis: Axis) -> plots.Ticks:
 
 
 def picture(sweep: Sweep, grid: Grid) -> bytes:
-    """The heatmap as PNG."""
+    """The heatmap as PNG: success, or the return where the environment pays its own reward, and Q if there is one."""
     tiles = {m: [tile(grid, t, m) for t in grid.trials] for m in METRICS}
+    native = any(r["env"].get("reward_mode") == "native" for t in grid.trials for s in t.seeds for r in s.evals)
     panels = [
-        plots.Panel("success_once at the last step", "share of episodes", tiles["success_once"], (0.0, 1.0)),
-        plots.Panel("q_mean in the last training report", "units of return", tiles["q_mean"], None),
+        plots.Panel("return at the last step", "reward per episode", tiles["return"], None)
+        if native
+        else plots.Panel("success_once at the last step", "share of episodes", tiles["success_once"], (0.0, 1.0))
     ]
+    if any("q_mean" in r["metrics"] for t in grid.trials for s in t.seeds for r in s.train):
+        panels.append(plots.Panel("q_mean in the last training report", "units of return", tiles["q_mean"], None))
     return plots.heatmap(title(sweep, grid), CAPTION, _ticks(grid.rows), _ticks(grid.columns), panels)
 
 

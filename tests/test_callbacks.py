@@ -158,11 +158,12 @@ def test_the_end_of_a_point_tells_its_score_and_the_best_so_far(progress: Progre
     clock.at(0, progress, start("00-a"), start("01-b"), train("00-a", 12), train("01-b", 12))
     scores = [evaluation("00-a", 4, [1, 1]), evaluation("00-a", 12, [0, 1]), evaluation("00-a", 12, [1, 1], seed=1)]
     lines = clock.at(5, progress, *scores, end("00-a"))
-    assert lines[0] == "  00-a: completed at 12 updates, success_once 0.75"
+    assert lines[0].startswith("  00-a: completed at 12 updates, success_once 0.75, return ")
     assert "1/2 points done, 1 running" in lines[1]
     assert "best success_once 0.75 at 00-a" in lines[1]
     lines = clock.at(6, progress, evaluation("01-b", 12, [0, 1]), end("01-b", reason="seed 1: nan"))
-    assert lines[0] == "  01-b: completed at 12 updates, success_once 0.50 (seed 1: nan)"
+    assert lines[0].startswith("  01-b: completed at 12 updates, success_once 0.50, return ")
+    assert lines[0].endswith(" (seed 1: nan)")
     assert "2/2 points done, 0 running" in lines[1]
     assert "best success_once 0.75 at 00-a" in lines[1]
 

@@ -72,6 +72,7 @@ def complete(tmp_path: Path) -> Path:
 NUMBERS = {
     **{"success_once": "0.583333", "success_once_low": "0.224779", "success_once_high": "0.941888"},
     **{"success_at_end": "0", "success_at_end_low": "0", "success_at_end_high": "0.242494"},  # z^2 / (12 + z^2)
+    **{"return": "0.583333", "return_low": "0.224779", "return_high": "0.941888"},
     **{"q_mean": "2", "q_mean_low": "-0.484138", "q_mean_high": "4.48414"},
 }
 
@@ -85,7 +86,7 @@ def test_complete_sweep(complete: Path, capsys: pytest.CaptureFixture[str]) -> N
         {"alpha": "0.05", "q_grad_mode": "last_5", "trial": "02", **same},
     ]
     out, err = capsys.readouterr()
-    assert "0.05   last_5       3/3    0.58 [0.22, 0.94]  0.00 [0.00, 0.24]  2 [-0.484, 4.48]  completed" in out
+    assert "0.05   last_5       3/3    0.58 [0.22, 0.94]  0.00 [0.00, 0.24]  0.583 [0.225, 0.942]  2 [-0.484" in out
     assert f"tensorboard --logdir {complete / 'tb'}" in out
     assert err == ""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from offrl_ray.algos import VARIANTS
 from offrl_ray.config import canonical, digest, resolve
 from offrl_ray.errors import UsageError
 from offrl_ray.records import Writer, read
@@ -25,7 +26,7 @@ def sweep_of(script: Path) -> Sweep:
     return module.SWEEP
 
 
-CPQL = sweep_of(REPOSITORY / "tune_configs" / "tune_cpql.py")
+CPQL, CQL_DQN = (sweep_of(REPOSITORY / "tune_configs" / f"tune_{name}.py") for name in ("cpql", "cql_dqn"))
 MODES = ["single_step", "last_5", "whole_grad"]
 
 
@@ -115,7 +116,9 @@ def test_the_digest_names_the_work() -> None:
 def test_demonstrations_of_other_settings_have_other_names() -> None:
     demos = Demos(env_id="A-v1", episodes=3, noise=(0.0, 0.1))
     changes: list[dict[str, Any]] = [{"env_id": "B-v1"}, {"episodes": 4}, {"noise": (0.1,)}, {"seed": 1}, {}]
-    assert len({dataclasses.replace(demos, **c).file_name for c in changes}) == 5
+    changes += [{"noise": ()}, {"control_mode": "native"}]
+    assert len({dataclasses.replace(demos, **c).file_name for c in changes}) == 7
+    assert demos.file_name == "A-v1.state.pd_ee_delta_pose.3x0_0.1.seed0.h5"
 
 
 def test_the_plan_is_a_record_that_names_every_point(tmp_path: Path) -> None:
@@ -151,3 +154,11 @@ def test_every_script_plans_its_presets_in_at_most_60_lines(script: Path) -> Non
         assert grid.points
         assert isinstance(preset, Preset)
         assert all(digest(p.cfg) == digest(canonical(p.cfg)) for p in grid.points)
+
+
+def test_every_variant_has_a_sweep_of_its_own_in_three_sizes() -> None:
+    assert {s.stem.removeprefix("tune_") for s in SCRIPTS} == VARIANTS.keys()
+    for script in SCRIPTS:
+        sweep = sweep_of(script)
+        assert sweep.variant == sweep.name == script.stem.removeprefix("tune_")
+        assert list(sweep.presets) == ["smoke", "quick", "full"]

@@ -5,16 +5,34 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from offrl_ray.algos import cpql, rlpd
+from offrl_ray.algos import awcp, cpql, cql, cql_dqn, dqc, flow_bc, gaussian_bc, rlpd, sac
 from offrl_ray.types import Algorithm, Spec
 
 Make = Callable[[Any, Spec], Algorithm]
 
 VARIANTS: dict[str, tuple[Any, Make]] = {
     "cpql": (cpql.Config, cpql.make),
+    "awcp": (awcp.Config, awcp.make),
+    "dqc": (dqc.Config, dqc.make),
+    "sac": (sac.Config, sac.make),
+    "cql": (cql.Config, cql.make),
+    "cql_dqn": (cql_dqn.Config, cql_dqn.make),
     "rlpd": (rlpd.Config, rlpd.make),
+    "flow_bc": (flow_bc.Config, flow_bc.make),
+    "gaussian_bc": (gaussian_bc.Config, gaussian_bc.make),
 }
-AlgoConfig = Annotated[cpql.Config | rlpd.Config, Field(discriminator="name")]
+AlgoConfig = Annotated[
+    cpql.Config
+    | awcp.Config
+    | dqc.Config
+    | sac.Config
+    | cql.Config
+    | cql_dqn.Config
+    | rlpd.Config
+    | flow_bc.Config
+    | gaussian_bc.Config,
+    Field(discriminator="name"),
+]
 
 
 def make(cfg: AlgoConfig, spec: Spec) -> Algorithm:

@@ -55,6 +55,7 @@ class Progress:
         self._ended: set[str] = set()
         self._best: tuple[float, str] | None = None
         self._scores: dict[tuple[str, int], float] = {}
+        self._returns: dict[tuple[str, int], float] = {}
 
     def add(self, record: Record) -> None:
         trial = record["trial"]
@@ -65,6 +66,7 @@ class Progress:
             self._steps[trial] = record["step"]
         if record["kind"] == "eval" and record["step"] == self._points[trial].cfg.train.steps:
             self._scores[trial, record["seed"]] = sum(record["success_once"]) / len(record["success_once"])
+            self._returns[trial, record["seed"]] = sum(record["return"]) / len(record["return"])
         if record["kind"] == "end":
             self._ended.add(trial)
             self._end(record)
@@ -73,11 +75,10 @@ class Progress:
             self._say(self._line())
 
     def _end(self, record: Record) -> None:
-        scores = [v for (trial, _), v in self._scores.items() if trial == record["trial"]]
-        mean = sum(scores) / len(scores) if scores else None
+        mean, ret = (_mean(d, record["trial"]) for d in (self._scores, self._returns))
         if mean is not None and (self._best is None or mean > self._best[0]):
             self._best = (mean, record["trial"])
-        score = f", success_once {mean:.2f}" if mean is not None else ""
+        score = f", success_once {mean:.2f}, return {ret:.4g}" if mean is not None else ""
         reason = f" ({record['reason']})" if record["reason"] else ""
         self._say(f"  {record['trial']}: {record['status']} at {record['step']} updates{score}{reason}")
         self._say(self._line())
@@ -90,6 +91,11 @@ class Progress:
         running = len(self._started - self._ended)
         done = f"{len(self._ended)}/{len(self._points)} points done, {running} running"
         return f"{done}, {_clock(elapsed)} gone, {eta}{best}"
+
+
+def _mean(scores: dict[tuple[str, int], float], trial: str) -> float | None:
+    found = [v for (t, _), v in scores.items() if t == trial]
+    return sum(found) / len(found) if found else None
 
 
 def _clock(seconds: float) -> str:

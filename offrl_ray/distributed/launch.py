@@ -17,7 +17,7 @@ from offrl_ray import records, run
 from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
 from offrl_ray.distributed import session
-from offrl_ray.envs.experts import CONTROL_MODE
+from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
 from offrl_ray.sweep.ledger import Ledger, place_problems
 from offrl_ray.sweep.plan import Demos, Plan, Preset, Sweep, plan, plan_record
@@ -78,13 +78,14 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     except UsageError as e:
         problems += e.problems
     if problems:
-        raise UsageError(problems + (run.data_problems({**assignments, "data.files": files}) if given else []))
+        flat = {"algo.name": sweep.variant, **assignments, "data.files": files}
+        raise UsageError(problems + (run.data_problems(flat) if given else []))
     preset = sweep.presets[args.preset]
     print(_describe(sweep, preset, grid))
     if args.dry_run:
         return 0
     if not given:
-        _collect_once(preset.demos, Path(files[0]))
+        demonstrations(preset.demos)
     data, grid = _load(grid)
     Ledger(folder).check(grid.digest, data.files)
     with _only_driver(folder):
@@ -98,12 +99,16 @@ def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[Any]:
             str(Path(f).resolve()) if isinstance(f, str) else f for f in (given if isinstance(given, list) else [given])
         ]
     demos = sweep.presets[preset].demos if preset in sweep.presets else next(iter(sweep.presets.values())).demos
-    return [str(platformdirs.user_cache_path("offrl-ray") / "demos" / demos.file_name)]
+    return [str(_place(demos))]
+
+
+def _place(demos: Demos) -> Path:
+    return platformdirs.user_cache_path("offrl-ray") / "demos" / demos.file_name
 
 
 def _demo_problems(demos: Demos, assignments: dict[str, Any]) -> list[str]:
     """Settings that the demonstrations a sweep collects by itself cannot meet."""
-    made = {"env.id": demos.env_id, "env.control_mode": CONTROL_MODE, "env.reward_mode": "sparse"}
+    made = {"env.id": demos.env_id, "env.control_mode": demos.control_mode, "env.reward_mode": demos.reward_mode}
     return [
         f"{key} is {assignments[key]!r}, but the demonstrations that this sweep collects have {value!r}; "
         f"give files of your own: --set data.files=FILE.h5"
@@ -130,14 +135,17 @@ def _describe(sweep: Sweep, preset: Preset, grid: Plan) -> str:
     )
 
 
-def _collect_once(demos: Demos, path: Path) -> None:
+def demonstrations(demos: Demos) -> Path:
+    """The file in the user's cache; it is collected if it is not there yet."""
+    path = _place(demos)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if path.exists():
-            return
+            return path
         print(f"collecting {demos.episodes} demonstrations of {demos.env_id} into {path}, once")
-        workers = os.cpu_count() or 1
+        workers = os.cpu_count() if demos.env_id in EXPERTS else None
         collect(demos.env_id, demos.episodes, demos.noise, demos.seed, path, workers=workers, progress=_say)
+    return path
 
 
 def _say(line: str) -> None:

@@ -45,25 +45,25 @@ def quick(variant: str) -> Any:
 
 
 def jobs() -> Iterator[Job]:
-    end = {"eval.every": 100_000}
+    end, cool = {"eval.every": 100_000}, {"algo.init_temperature": 0.1}
     lift: dict[str, tuple[str, dict[str, Any]]] = {
-        "flow_bc": ("flow_bc", {}),
-        "gaussian_bc mse": ("gaussian_bc", {"algo.loss": "mse"}),
-        "gaussian_bc nll": ("gaussian_bc", {"algo.loss": "nll"}),
+        "flow_bc": ("flow_bc", {"algo.ema_decay": 0.99}),
+        "gaussian_bc mse": ("gaussian_bc", {"algo.loss": "mse", "algo.lr": 1e-3}),
+        "gaussian_bc nll": ("gaussian_bc", {"algo.loss": "nll", "algo.lr": 1e-3}),
         "cpql alpha 0.05": ("cpql", {"algo.alpha": 0.05}),
         "awcp beta 10": ("awcp", {"algo.beta": 10.0}),
         "dqc": ("dqc", {}),
-        "sac sac": ("sac", {"algo.actor_loss": "sac"}),
-        "sac td3bc": ("sac", {"algo.actor_loss": "td3bc"}),
-        "sac awr": ("sac", {"algo.actor_loss": "awr"}),
-        "sac iql": ("sac", {"algo.actor_loss": "iql"}),
-        "cql": ("cql", {}),
+        "sac sac": ("sac", {"algo.actor_loss": "sac", **cool}),
+        "sac td3bc": ("sac", {"algo.actor_loss": "td3bc", **cool}),
+        "sac awr": ("sac", {"algo.actor_loss": "awr", **cool}),
+        "sac iql": ("sac", {"algo.actor_loss": "iql", **cool}),
+        "cql cql_alpha 1": ("cql", {"algo.cql_alpha": 1.0}),
     }
     for name, (variant, settings) in lift.items():
         yield Job("lift", name, variant, {**end, "train.steps": 2000, **settings})
     for alpha in (0, 0.1, 0.5, 1, 2, 5):
         yield Job("cartpole", f"cql_alpha {alpha}", "cql_dqn", {"algo.cql_alpha": alpha, "train.seeds": "0,1,2,3,4"})
-    push = {"env.id": "PushCube-v1"}
+    push = {"env.id": "PushCube-v1", "algo.cta_ratio": 4, "algo.num_critics": 4}
     yield Job("push", "20 demonstrations", "rlpd", push)
     yield Job("push", "no demonstrations", "rlpd", push, demos=False)
 
