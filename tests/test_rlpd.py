@@ -45,8 +45,8 @@ def test_every_chunk_of_the_batch_trains_the_critic() -> None:
 
 def test_subsets_are_drawn_without_replacement_and_evenly() -> None:
     counts = torch.zeros(4, 4)
+    alg = make(run_config("rlpd").algo, SPEC)
     for seed in range(600):
-        alg = make(run_config("rlpd").algo, SPEC)
         first, second = alg.update_noise(generator(seed), 4)["subset"][0].argsort()[:2].tolist()
         assert first != second
         counts[first, second] += 1
