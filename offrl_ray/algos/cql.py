@@ -17,9 +17,10 @@ per_source   Q; the mean of the three sources' log-sums      T ln n
 but the weights' spread grows with d: at d = 56 a uniform action weighs e^39 and one of a policy at its target entropy
 e^-56 or so, hence Q differences of a few units decide nothing, the policy's own actions are never pushed down, and no
 gap below 41 can be met. Without densities the largest Q of any source is what is pushed down, at every d. That is
-CQL(rho) of the paper, rho the sources' mixture. plain rather than per_source because Delta > 0 then, the data's action
-stops the push once it is on top, and the push goes to the source that overestimates; per_source spends a third on each.
-`cql_share_*` say who is pushed down, and the metric cql_form which form is in force: 0, 1, 2 in the table's order.
+CQL(rho) of the paper, rho the sources' mixture. plain rather than per_source because its Delta is positive and its push
+fades once the data's action is on top, and goes to the source that overestimates; per_source spends a third on each,
+and its Delta has no floor. The metrics cql_share_* say who is pushed down, and cql_form which form is in force: 0, 1, 2
+in the table's order.
 
 symbol       name                        meaning
 n, T, m      num_samples, cql_temp, cql_clip_diff_min

@@ -81,7 +81,9 @@ def ours() -> dict[str, Task]:
     from offrl_ray.data.dataset import Dataset, build
     from offrl_ray.data.hdf5 import Episode
     from offrl_ray.fields import hparams
+    from offrl_ray.train import keep_memory
 
+    keep_memory()  # as the training loop does
     rng, steps = np.random.default_rng(0), 1000
     end = np.arange(steps) == steps - 1
     frames = {"state": rng.standard_normal((steps + 1, OBS), np.float32)}
