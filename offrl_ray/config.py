@@ -26,7 +26,7 @@ class DataConfig:
     obs_horizon: Count = 2
     """frames of an observation window"""
     act_horizon: Count = 8
-    """actions executed before the policy looks again; the critic's chunk"""
+    """actions executed before the policy looks again"""
     pred_horizon: Count = 16
     """actions predicted and imitated"""
     q_horizon: Count | None = None
@@ -341,7 +341,9 @@ def canonical(cfg: RunConfig) -> RunConfig:
     inert = cfg.algo.inert()
     fields = dataclasses.fields(type(cfg.algo))
     algo = {f.name: getattr(cfg.algo, f.name) for f in fields if f.name not in inert}
-    return dataclasses.replace(cfg, algo=type(cfg.algo)(**algo))
+    q_horizon = None if cfg.data.q_horizon == cfg.data.act_horizon else cfg.data.q_horizon
+    data = dataclasses.replace(cfg.data, q_horizon=q_horizon)
+    return dataclasses.replace(cfg, algo=type(cfg.algo)(**algo), data=data)
 
 
 def digest(cfg: RunConfig) -> str:

@@ -191,6 +191,13 @@ def test_missing_files_are_one_problem(others: dict[str, Any]) -> None:
     assert len(e.value.problems) == 1 + (others.get("data.act_horizon") == 0)
 
 
+def test_the_critics_chunk_is_the_executed_one_however_it_is_said() -> None:
+    said = cfg({"data.act_horizon": 8, "data.q_horizon": 8})
+    assert said != cfg({"data.act_horizon": 8})
+    assert canonical(said) == canonical(cfg({"data.act_horizon": 8}))
+    assert digest(said) == digest(cfg({"data.act_horizon": 8}))
+
+
 def test_last_5_is_canonical() -> None:
     spelled, plain = cfg({"algo.q_grad_mode": "last_5"}), cfg({"algo.q_grad_mode": "last_k", "algo.q_grad_steps": 5})
     assert spelled == plain
