@@ -161,6 +161,16 @@ def test_push_down_and_pull_up_agree_each_by_itself(form: str) -> None:
         agree(fn.tree_map(torch.sub, penalty(here), penalty(other_data)), change, 1e-9)
 
 
+def test_uneven_blocks_of_states_make_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven actions a state: blocks of three states and of one."""
+    p = problem()
+    whole, metrics = updated(p)
+    monkeypatch.setattr(cql, "BLOCK", 21)
+    parts, same = updated(p)
+    assert max(relative_error(parts, whole).values()) < 1e-12
+    assert all(same[k].item() == pytest.approx(v.item(), rel=1e-12, abs=1e-12) for k, v in metrics.items())
+
+
 @pytest.mark.parametrize(
     "settings",
     [
