@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
@@ -183,7 +184,8 @@ class Setting(NamedTuple):
     swept: bool  # may differ between the members of a stack
 
 
-def describe(variant: str) -> list[Setting]:
+@cache  # every point of a plan asks for its keys
+def describe(variant: str) -> tuple[Setting, ...]:
     """Every setting of a run of this variant. Raises UsageError for an unknown variant."""
     if variant not in VARIANTS:
         raise UsageError([f"no variant {variant!r}; {did_you_mean(variant, VARIANTS)}"])
@@ -201,12 +203,11 @@ def describe(variant: str) -> list[Setting]:
             allowed, meaning = (" | ".join(dict.fromkeys(x)) for x in zip(both[2:4], s[2:4], strict=True))
             found[key] = s._replace(key=key, default=both.default, range=allowed, meaning=meaning)
     defaults = {**needs.defaults, **({} if needs.online else {"data.files": "required"})}
-    rows = sorted(found.values(), key=lambda s: s.key != "algo.name")
-    return [s._replace(default=defaults.get(s.key, s.default)) for s in rows]
+    return tuple(s._replace(default=defaults.get(s.key, s.default)) for s in found.values())
 
 
 def _settings(cls: Any) -> Iterator[Setting]:
-    hints, swept = get_type_hints(cls), swept_fields(cls)
+    hints, ranges, swept = get_type_hints(cls), get_type_hints(cls, include_extras=True), swept_fields(cls)
     own = list(cls.__annotations__)
     # before those that it inherits
     for f in sorted(dataclasses.fields(cls), key=lambda f: own.index(f.name) if f.name in own else len(own)):
@@ -216,11 +217,8 @@ def _settings(cls: Any) -> Iterator[Setting]:
             yield from (s._replace(key=f"{f.name}.{s.key}") for s in _settings(block))
         if not blocks:
             default = "required" if info.is_required() else info.get_default(call_default_factory=True)
-            # pydantic reads a class's own docstrings only
-            fields = [b.__pydantic_fields__.get(f.name) for b in cls.__mro__ if hasattr(b, "__pydantic_fields__")]
-            meaning = next((i.description for i in fields if i and i.description), "")
-            schema = TypeAdapter(get_type_hints(cls, include_extras=True)[f.name]).json_schema()
-            yield Setting(f.name, default, _range(schema), meaning, f.name in swept)
+            schema = TypeAdapter(ranges[f.name]).json_schema()
+            yield Setting(f.name, default, _range(schema), info.description or "", f.name in swept)
 
 
 LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}

@@ -17,6 +17,7 @@ from offrl_ray.data import hdf5
 from offrl_ray.data.dataset import MIN_STD, Arrays, Dataset, build
 from offrl_ray.errors import UsageError
 from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, is_finite, open_env
+from offrl_ray.fields import Needs
 from offrl_ray.online import LocalWalk, Online, Walk, random_frames
 from offrl_ray.policy import acting
 from offrl_ray.train import Progress, Snapshot, start, train
@@ -111,10 +112,11 @@ def online_spec(cfg: RunConfig) -> Spec:
 def data_problems(flat: Mapping[str, Any]) -> list[str]:
     """What is wrong with the files of settings that are no valid config, as far as they can be understood."""
     known = VARIANTS.get(str(flat.get("algo.name")))
-    flat = {**(known[0].needs.defaults if known else {}), **flat}
+    needs: Needs = known[0].needs if known else Needs()
+    flat = {**needs.defaults, **flat}
     expect = {k: flat[f"env.{k}"] for k in ("control_mode", "reward_mode") if isinstance(flat.get(f"env.{k}"), str)}
     files = [f for f in flat["data.files"] if isinstance(f, str)]
-    return [p for f in files for p in hdf5.inspect(f, **expect).problems]
+    return [p for f in files for p in hdf5.inspect(f, **expect, rewards=needs.rewards).problems]
 
 
 def check_network(cfg: RunConfig, spec: Spec) -> None:

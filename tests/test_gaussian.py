@@ -138,7 +138,7 @@ def test_gradients_at_the_edge_and_in_saturation_are_finite() -> None:
 
 def test_uniform_shares_are_spread_over_the_bounds() -> None:
     share = torch.tensor([[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]])
-    low, middle, high = PI.uniform(share)
+    low, middle, high = fn.between_bounds(share, PI.spec)
     assert low.tolist() == pytest.approx([(-1 - 0.1) / 0.5, (-1 + 0.2) / 0.8])
     assert middle.tolist() == pytest.approx([-0.1 / 0.5, 0.2 / 0.8])
     assert high.tolist() == pytest.approx([(1 - 0.1) / 0.5, (1 + 0.2) / 0.8])

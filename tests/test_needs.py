@@ -79,3 +79,14 @@ def test_bad_settings_end_with_2_before_anything_is_written(
     told = capsys.readouterr().err
     assert all(w in told for w in words), told
     assert not out.exists()
+
+
+def test_a_wrong_setting_does_not_make_a_file_without_rewards_look_wrong(
+    write_file: WriteFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_file(damage=without_rewards)
+    words = ["--data", str(path), "--out", str(path.parent / "run"), "--set", "algo.lr=-1"]
+    assert cli.main(["train", "flow_bc", *words]) == 2
+    told = capsys.readouterr().err
+    assert "algo.lr" in told
+    assert "reward" not in told

@@ -31,7 +31,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
-from torch.func import grad, grad_and_value
 
 from offrl_ray.algos import flow, nets
 from offrl_ray.algos import functional as fn
@@ -130,7 +129,7 @@ class _Awcp(FlowCritic):
         return state
 
     def update_noise(self, g: Generator, batch_size: int) -> Noise:
-        noise = {name: self.normal_chunks(g, batch_size) for name in ("x_0", "z_next")}
+        noise = {name: fn.normal_chunks(g, self.spec, batch_size) for name in ("x_0", "z_next")}
         noise |= {name: self.uniform(g, batch_size) for name in ("t", "t_c", "delta")}
         return noise | {"random_action": self.random_action(g, batch_size)}
 
@@ -149,20 +148,21 @@ class _Awcp(FlowCritic):
         args = (noise["x_0"], batch.action, t_c, t_plus, cond, self.cfg.teacher_steps)
         return weighted("consistency", w, flow.endpoint_loss(self.v, policy, teacher, *args))
 
-    def value_term(self, value: fn.Params, q: Tensor, cond: Tensor, hp: Hparams) -> tuple[Tensor, Tensor]:
-        """L_V, and V(s), [B]."""
+    def value_term(
+        self, value: fn.Params, q: Tensor, cond: Tensor, hp: Hparams
+    ) -> tuple[Tensor, tuple[Metrics, Tensor]]:
+        """L_V; also V(s), [B]."""
         v = self.value(value, cond).squeeze(0)
-        return fn.expectile_loss(q - v, hp["expectile"]).mean(), v
+        loss = fn.expectile_loss(q - v, hp["expectile"]).mean()
+        return loss, ({"v_loss": loss, "v_mean": v.mean()}, v)
 
     def advantage(self, state: State, q: Tensor, cond: Tensor, hp: Hparams) -> tuple[Tensor, State, Metrics]:
         """A of each chunk, and V one Adam step further if there is one."""
         if self.cfg.baseline == "batch_mean":
             return q - q.mean(), {}, {}
-        tree, (loss, v) = grad_and_value(self.value_term, has_aux=True)(state["value"], q, cond, hp)
-        g, norm = fn.clip_norm(fn.ravel(tree), hp["grad_clip"])
-        value, opt = fn.adam(state["value"], g, state["value_opt"], hp["lr_critic"])
-        metrics = {"v_loss": loss, "v_mean": v.mean(), "grad_norm_value": norm}
-        return q - v, {"value": value, "value_opt": opt}, metrics
+        g, (metrics, v) = fn.gradient(self.value_term, state["value"], q, cond, hp)
+        changed, norm = fn.descend(state, "value", g, hp["lr_critic"], hp["grad_clip"])
+        return q - v, changed, metrics | {"grad_norm_value": norm}
 
     def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         """Critic step, V step, policy step, Polyak, EMA; all steps see the parameters from before the update."""
@@ -172,15 +172,16 @@ class _Awcp(FlowCritic):
         advantage, value, value_metrics = self.advantage(state, q, cond, hp)
         w = weights(advantage, hp["beta"], hp["weight_clip"])
         policy, teacher = state["policy"], state["acting"]["policy_ema"]
-        flow_part = grad(self.weighted_flow, has_aux=True)(policy, w, batch, cond, noise)
-        consistency_part = grad(self.weighted_consistency, has_aux=True)(policy, teacher, w, batch, cond, noise, hp)
+        flow_part = fn.gradient(self.weighted_flow, policy, w, batch, cond, noise)
+        consistency_part = fn.gradient(self.weighted_consistency, policy, teacher, w, batch, cond, noise, hp)
         terms = {"flow": (hp["bc_weight"], flow_part), "consistency": (hp["consistency_weight"], consistency_part)}
         trained, policy_metrics = self.policy_step(state, terms, hp)
         new |= value | trained
-        metrics |= value_metrics | policy_metrics | weight_metrics(w, advantage, batch.step) | self.q_bounds(hp)
+        metrics |= value_metrics | policy_metrics | weight_metrics(w, advantage, batch.step)
+        metrics |= fn.bound_metrics(self.spec, hp["gamma"], hp["reward_scale"])
         metrics |= {"q_mean": q.mean(), "q_policy_loss": q.new_zeros(())}
         metrics["loss"] = metrics["policy_loss"] + metrics["critic_loss"] + metrics.get("v_loss", 0.0)
-        return new | self.averaged(state, new, hp), fn.detached(metrics)
+        return new | self.averaged(state, new, hp), metrics
 
 
 def make(cfg: Config, spec: Spec) -> Algorithm:

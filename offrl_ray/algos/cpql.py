@@ -33,7 +33,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import model_validator
 from torch import Generator, Tensor
-from torch.func import grad
 
 from offrl_ray.algos import flow
 from offrl_ray.algos import functional as fn
@@ -117,7 +116,7 @@ class _Cpql(FlowCritic):
         self.grad_steps = cfg.q_grad_steps or self.q_steps
 
     def update_noise(self, g: Generator, batch_size: int) -> Noise:
-        noise = {name: self.normal_chunks(g, batch_size) for name in ("x_0", "z", "z_next")}
+        noise = {name: fn.normal_chunks(g, self.spec, batch_size) for name in ("x_0", "z", "z_next")}
         noise |= {name: self.uniform(g, batch_size) for name in ("t", "t_c", "delta")}
         return noise | {"coin": self.uniform(g), "random_action": self.random_action(g, batch_size)}
 
@@ -147,19 +146,19 @@ class _Cpql(FlowCritic):
         cond = fn.encode(batch.obs)
         policy, teacher = state["policy"], state["acting"]["policy_ema"]
         terms = {
-            "flow": (hp["bc_weight"], grad(self.flow_term, has_aux=True)(policy, batch, cond, noise)),
+            "flow": (hp["bc_weight"], fn.gradient(self.flow_term, policy, batch, cond, noise)),
             "consistency": (
                 hp["consistency_weight"],
-                grad(self.consistency_term, has_aux=True)(policy, teacher, batch, cond, noise),
+                fn.gradient(self.consistency_term, policy, teacher, batch, cond, noise),
             ),
-            "q_policy": (hp["alpha"], grad(self.value_term, has_aux=True)(policy, state["critic"], cond, noise, hp)),
+            "q_policy": (hp["alpha"], fn.gradient(self.value_term, policy, state["critic"], cond, noise, hp)),
         }
         new, metrics = self.policy_step(state, terms, hp)
         critic, critic_metrics, _ = self.critic_step(state, batch, cond, noise, hp)
         new |= critic
-        metrics |= critic_metrics | self.q_bounds(hp)
+        metrics |= critic_metrics | fn.bound_metrics(self.spec, hp["gamma"], hp["reward_scale"])
         metrics["loss"] = metrics["policy_loss"] + metrics["critic_loss"]
-        return new | self.averaged(state, new, hp), fn.detached(metrics)
+        return new | self.averaged(state, new, hp), metrics
 
 
 def make(cfg: Config, spec: Spec) -> Algorithm:

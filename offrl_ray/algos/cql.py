@@ -127,7 +127,7 @@ class _Cql(Soft):
         noise, size, a = super().update_noise(g, batch_size), (self.cfg.num_samples, batch_size), self.spec.action_dim
         noise["random"] = torch.rand((*size, self.spec.q_horizon, a), generator=g, device=g.device)
         for name in ("current", "next"):
-            noise[name] = torch.randn((*size, self.spec.pred_horizon, a), generator=g, device=g.device)
+            noise[name] = fn.normal_chunks(g, self.spec, *size)
         return noise
 
     def alpha_prime(self, state: State, hp: Hparams) -> Tensor:
@@ -139,7 +139,7 @@ class _Cql(Soft):
         current, log_current = self.pi.sample(policy, cond, noise["current"][..., :h, :])
         following, log_following = self.pi.sample(policy, next_cond, noise["next"][..., :h, :])
         log_uniform = torch.full_like(log_current, -self.dim * math.log(2))
-        actions = torch.cat([self.pi.uniform(noise["random"]), current, following]).flatten(2)
+        actions = torch.cat([fn.between_bounds(noise["random"], self.spec), current, following]).flatten(2)
         return actions.transpose(0, 1), torch.cat([log_uniform, log_current, log_following]).transpose(0, 1)
 
     def delta(self, q: Tensor, log_density: Tensor, hp: Hparams) -> tuple[Tensor, Tensor]:
@@ -191,11 +191,11 @@ class _Cql(Soft):
         gap, alpha_prime = hp["lagrange_gap"], self.alpha_prime(state, hp)
         loss = torch.where(gap.isinf(), 0.0, -alpha_prime * hp["cql_alpha"] * (metrics["cql_diff"] - gap))
         # d L_alpha' / d log alpha' is L_alpha' itself
-        step, _ = fn.descend(state, "alpha_prime", loss.reshape(1), hp["lr_critic"], torch.full_like(loss, torch.inf))
-        step["alpha_prime"] = {"log": step["alpha_prime"]["log"].clamp_max(math.log(MAX_ALPHA_PRIME))}
+        stepped, opt = fn.adam(state["alpha_prime"], loss.reshape(1), state["alpha_prime_opt"], hp["lr_critic"])
+        capped = {"log": stepped["log"].clamp_max(math.log(MAX_ALPHA_PRIME))}
         form = loss.new_tensor(float(FORMS.index(self.form)))
         metrics |= {"alpha_prime": alpha_prime, "alpha_prime_loss": loss, "cql_form": form}
-        return {**after, **step}, metrics
+        return {**after, "alpha_prime": capped, "alpha_prime_opt": opt}, metrics
 
     def next_value(self, state: State, next_cond: Tensor, noise: Noise, hp: Hparams) -> Tensor:
         if not self.cfg.max_target_backup:
@@ -203,7 +203,7 @@ class _Cql(Soft):
         action, log_pi = self.pi.sample(state["policy"], next_cond, noise["next"])
         scored = action[..., : self.spec.q_horizon, :].flatten(2).transpose(0, 1)
         q = self.critics(state["critic_target"], next_cond, scored)
-        best = q[noise["subset"].argsort()[: self.cfg.num_min]].min(0).values.max(1)
+        best = self.subset_min(q, noise).max(1)
         if not self.cfg.backup_entropy:
             return best.values
         return best.values - self.temperature(state, hp) * log_pi.gather(0, best.indices[None])[0]

@@ -31,7 +31,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor, nn, ones_like
-from torch.func import grad
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.fields import Count, Discount, Fraction, Needs, NonNegative, Positive, Swept, config
@@ -141,29 +140,18 @@ class _CqlDqn:
     def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         """One Adam step on L_critic, then Polyak."""
         y, next_q = self.target(state, batch, hp)
-        tree, metrics = grad(self.critic_term, has_aux=True)(state["critic"], y, batch, hp)
-        g, norm = fn.clip_norm(fn.ravel(tree), hp["grad_clip"])
-        critic, opt = fn.adam(state["critic"], g, state["critic_opt"], hp["lr"])
-        low, high = fn.q_bounds(self.spec, hp["gamma"], ones_like(hp["gamma"]))
+        g, metrics = fn.gradient(self.critic_term, state["critic"], y, batch, hp)
+        changed, norm = fn.descend(state, "critic", g, hp["lr"], hp["grad_clip"])
         metrics |= {"next_q_value": next_q.mean(), "td_target_mean": y.mean(), "grad_norm": norm}
-        metrics |= {"q_bound_low": low, "q_bound_high": high}
-        new = {
-            "acting": {"critic": critic},
-            "critic": critic,
-            "critic_target": fn.polyak(state["critic_target"], critic, hp["tau"]),
-            "critic_opt": opt,
-        }
-        return new, fn.detached(metrics)
+        metrics |= fn.bound_metrics(self.spec, hp["gamma"], ones_like(hp["gamma"]))
+        target = fn.polyak(state["critic_target"], changed["critic"], hp["tau"])
+        return {**changed, "critic_target": target, "acting": {"critic": changed["critic"]}}, metrics
 
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
         q = self.q(state["acting"]["critic"], fn.encode(obs))
         return q.argmax(1).to(q.dtype)[:, None, None]
 
 
-def _no_noise(g: Generator, size: int) -> Noise:
-    return {}
-
-
 def make(cfg: Config, spec: Spec) -> Algorithm:
     c = _CqlDqn(cfg, spec)
-    return Algorithm(c.init, _no_noise, c.update, _no_noise, c.act)
+    return Algorithm(c.init, fn.no_noise, c.update, fn.no_noise, c.act)

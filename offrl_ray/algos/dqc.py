@@ -150,12 +150,8 @@ class _Dqc:
         }
 
     def update_noise(self, g: Generator, batch_size: int) -> Noise:
-        x_0 = torch.randn((batch_size, *self._prediction), generator=g, device=g.device)
+        x_0 = fn.normal_chunks(g, self.spec, batch_size)
         return {"x_0": x_0, "t": torch.rand(batch_size, generator=g, device=g.device)}
-
-    @property
-    def _prediction(self) -> tuple[int, int]:
-        return self.spec.pred_horizon, self.spec.action_dim
 
     def _q(self, critic: str, params: fn.Params, cond: Tensor, chunk: Tensor) -> Tensor:
         """Logits [E, B] at chunks of the critic's own length."""
@@ -219,17 +215,16 @@ class _Dqc:
         grads, metrics = grad(self.loss, has_aux=True)(params, state, batch, noise, hp)
         new: State = {}
         for name, tree in grads.items():
-            g, metrics[f"grad_norm_{name}"] = fn.clip_norm(fn.ravel(tree), hp["grad_clip"])
             lr = hp["lr" if name == "policy" else "lr_critic"]
-            new[name], new[f"{name}_opt"] = fn.adam(state[name], g, state[f"{name}_opt"], lr)
+            changed, metrics[f"grad_norm_{name}"] = fn.descend(state, name, fn.ravel(tree), lr, hp["grad_clip"])
+            new |= changed
         new["action_critic_target"] = fn.polyak(state["action_critic_target"], new["action_critic"], hp["tau"])
         ema = fn.polyak(state["acting"]["policy_ema"], new["policy"], 1 - hp["ema_decay"])
         new["acting"] = {"policy_ema": ema, "action_critic": new["action_critic"]}
-        low, high = fn.q_bounds(self.spec, hp["gamma"], hp["reward_scale"])
-        return new, fn.detached(metrics | {"q_bound_low": low, "q_bound_high": high})
+        return new, metrics | fn.bound_metrics(self.spec, hp["gamma"], hp["reward_scale"])
 
     def act_noise(self, g: Generator, n: int) -> Noise:
-        return {"z": torch.randn((n, self.cfg.num_samples, *self._prediction), generator=g, device=g.device)}
+        return {"z": fn.normal_chunks(g, self.spec, n, self.cfg.num_samples)}
 
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
         """The best of N samples; scored, as in the original, by aggregated logits, which do not saturate."""

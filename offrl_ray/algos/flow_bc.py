@@ -19,7 +19,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Generator
-from torch.func import grad
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos.flow_policy import FlowPolicy, PolicyConfig
@@ -39,14 +38,14 @@ class Config(PolicyConfig):
 
 class _FlowBc(FlowPolicy):
     def update_noise(self, g: Generator, batch_size: int) -> Noise:
-        return {"x_0": self.normal_chunks(g, batch_size), "t": self.uniform(g, batch_size)}
+        return {"x_0": fn.normal_chunks(g, self.spec, batch_size), "t": self.uniform(g, batch_size)}
 
     def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         """Policy step, EMA."""
-        part = grad(self.flow_term, has_aux=True)(state["policy"], batch, fn.encode(batch.obs), noise)
+        part = fn.gradient(self.flow_term, state["policy"], batch, fn.encode(batch.obs), noise)
         new, metrics = self.policy_step(state, {"flow": (torch.ones_like(hp["lr"]), part)}, hp)
         metrics["loss"] = metrics["policy_loss"]
-        return new | self.averaged(state, new, hp), fn.detached(metrics)
+        return new | self.averaged(state, new, hp), metrics
 
 
 def make(cfg: Config, spec: Spec) -> Algorithm:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
-from torch.func import grad
 
 from offrl_ray.algos import flow, nets
 from offrl_ray.algos import functional as fn
@@ -130,7 +129,7 @@ class FlowCritic(FlowPolicy):
             td = (q - y).square().mean()
         penalty = torch.zeros_like(td)
         if self.cfg.random_action_penalty:
-            action = torch.lerp(*fn.action_bounds(self.spec, y), noise["random_action"])
+            action = fn.between_bounds(noise["random_action"], self.spec)
             penalty = self.q(self.logits(critic, cond, action), hp).mean() - q.mean()
         loss = td + self.cfg.random_action_penalty * penalty
         metrics = {"critic_loss": loss, "td_loss": td, "cql_penalty": penalty}
@@ -144,21 +143,11 @@ class FlowCritic(FlowPolicy):
         a = self.sample(state["acting"]["policy_ema"], noise["z_next"], next_cond)
         next_q = self.q(self.logits(state["critic_target"], next_cond, a), hp).min(0).values
         y = fn.td_target(batch, next_q, hp["gamma"], hp["reward_scale"], hp["q_target_clip"])
-        tree, (metrics, q) = grad(self.critic_term, has_aux=True)(state["critic"], y, batch, cond, noise, hp)
-        g, norm = fn.clip_norm(fn.ravel(tree), hp["grad_clip"])
-        critic, opt = fn.adam(state["critic"], g, state["critic_opt"], hp["lr_critic"])
-        metrics |= {
-            "grad_norm_critic": norm,
-            "td_target_mean": y.mean(),
-            "td_target_clipped": (y.abs() >= hp["q_target_clip"]).float().mean(),
-            "q_next_mean": next_q.mean(),
-        }
-        return {"critic": critic, "critic_opt": opt}, metrics, q
+        g, (metrics, q) = fn.gradient(self.critic_term, state["critic"], y, batch, cond, noise, hp)
+        changed, norm = fn.descend(state, "critic", g, hp["lr_critic"], hp["grad_clip"])
+        metrics |= fn.target_metrics(y, next_q, hp["q_target_clip"]) | {"grad_norm_critic": norm}
+        return changed, metrics, q
 
     def averaged(self, state: State, new: State, hp: Hparams) -> State:
         target = fn.polyak(state["critic_target"], new["critic"], hp["tau"])
         return super().averaged(state, new, hp) | {"critic_target": target}
-
-    def q_bounds(self, hp: Hparams) -> Metrics:
-        low, high = fn.q_bounds(self.spec, hp["gamma"], hp["reward_scale"])
-        return {"q_bound_low": low, "q_bound_high": high}

@@ -17,7 +17,7 @@ from offrl_ray.algos import functional as fn
 from offrl_ray.fields import Count, Fraction, NonNegative, Positive, Swept, config
 from offrl_ray.types import Batch, Hparams, Metrics, Noise, Obs, Spec, State
 
-Term = tuple[Tensor, tuple[fn.Params, Metrics]]
+Term = tuple[Tensor, tuple[Tensor, Metrics]]
 """Weight of a part of the policy's loss, its gradient, and its metrics, NAME_loss among them."""
 
 
@@ -49,10 +49,6 @@ class FlowPolicy:
         policy = fn.init_params(self.policy_module, g)
         return {"acting": {"policy_ema": policy}, "policy": policy, "policy_opt": fn.adam_init(policy)}
 
-    def normal_chunks(self, g: Generator, n: int) -> Tensor:
-        """[n, H_p, A]"""
-        return torch.randn((n, self.spec.pred_horizon, self.spec.action_dim), generator=g, device=g.device)
-
     def uniform(self, g: Generator, *size: int) -> Tensor:
         return torch.rand(size, generator=g, device=g.device)
 
@@ -72,24 +68,22 @@ class FlowPolicy:
         """One Adam step on L_policy; the terms' gradients are taken apart, so that their norms can be compared."""
         metrics: Metrics = {}
         total, loss = torch.zeros(()), torch.zeros(())
-        for name, (weight, (tree, m)) in terms.items():
-            g = fn.ravel(tree)
+        for name, (weight, (g, m)) in terms.items():
             metrics |= {**m, f"grad_norm_{name}": g.norm()}
             # where, not only a product: with weight 0 not even a diverged critic may touch the policy
             total = total + torch.where(weight > 0, weight * g, 0.0)
             loss = loss + torch.where(weight > 0, weight * m[f"{name}_loss"], 0.0)
-        total, norm = fn.clip_norm(total, hp["grad_clip"])
         warm = ((state["policy_opt"]["t"] + 1) / hp["warmup_steps"].clamp_min(1)).clamp_max(1)
-        policy, opt = fn.adam(state["policy"], total, state["policy_opt"], hp["lr"] * warm)
+        changed, norm = fn.descend(state, "policy", total, hp["lr"] * warm, hp["grad_clip"])
         metrics |= {"policy_loss": loss, "actor_loss": loss, "grad_norm_policy": norm}
-        return {"policy": policy, "policy_opt": opt}, metrics
+        return changed, metrics
 
     def averaged(self, state: State, new: State, hp: Hparams) -> State:
         """The averages of what `new` holds, one update further than in `state`."""
         return {"acting": {"policy_ema": fn.polyak(state["acting"]["policy_ema"], new["policy"], 1 - hp["ema_decay"])}}
 
     def act_noise(self, g: Generator, n: int) -> Noise:
-        return {"z": self.normal_chunks(g, n)}
+        return {"z": fn.normal_chunks(g, self.spec, n)}
 
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
         return fn.executed(self.sample(state["acting"]["policy_ema"], noise["z"], fn.encode(obs)), self.spec)

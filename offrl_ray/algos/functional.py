@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from offrl_ray.types import Batch, Metrics, Obs, Spec, State
+from offrl_ray.types import Batch, Metrics, Noise, Obs, Spec, State
 
 Params = dict[str, Tensor]
 
@@ -106,6 +106,16 @@ def condition_dim(spec: Spec) -> int:
     return spec.obs_horizon * sum(math.prod(shape) for shape in spec.obs_shape.values())
 
 
+def no_noise(g: Generator, size: int) -> Noise:
+    """Of an update or a policy that draws nothing."""
+    return {}
+
+
+def normal_chunks(g: Generator, spec: Spec, *size: int) -> Tensor:
+    """Standard normal predictions, [*size, H_p, A]."""
+    return torch.randn((*size, spec.pred_horizon, spec.action_dim), generator=g, device=g.device)
+
+
 def action_bounds(spec: Spec, like: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest normalised action, [A] each."""
     return like.new_tensor(spec.action_low), like.new_tensor(spec.action_high)
@@ -115,6 +125,11 @@ def clip_action(action: Tensor, spec: Spec) -> Tensor:
     """Actions [..., A] within the bounds; no gradient outside."""
     low, high = action_bounds(spec, action)
     return torch.minimum(torch.maximum(action, low), high)
+
+
+def between_bounds(share: Tensor, spec: Spec) -> Tensor:
+    """Normalised actions [..., A] at a share of the way from the lower bound to the upper one."""
+    return torch.lerp(*action_bounds(spec, share), share)
 
 
 def executed(prediction: Tensor, spec: Spec) -> Tensor:
@@ -150,14 +165,22 @@ def q_bounds(spec: Spec, gamma: Tensor, reward_scale: Tensor) -> tuple[Tensor, T
     return min(spec.reward_low, 0.0) * scale, max(spec.reward_high, 0.0) * scale
 
 
-def detached(metrics: Metrics) -> Metrics:
-    return {k: v.detach() for k, v in metrics.items()}
+def bound_metrics(spec: Spec, gamma: Tensor, reward_scale: Tensor) -> Metrics:
+    low, high = q_bounds(spec, gamma, reward_scale)
+    return {"q_bound_low": low, "q_bound_high": high}
+
+
+def target_metrics(y: Tensor, next_value: Tensor, clip: Tensor) -> Metrics:
+    """Of a TD target."""
+    clipped = (y.abs() >= clip).float().mean()
+    return {"td_target_mean": y.mean(), "td_target_clipped": clipped, "q_next_mean": next_value.mean()}
 
 
 def tree_map(f: Callable[..., Any], *trees: Any) -> Any:
-    """`f` on the tensors of equally built nested dicts and batches."""
-    if isinstance(trees[0], Batch):
-        return Batch(*(tree_map(f, *fields) for fields in zip(*trees, strict=True)))
+    """`f` on the tensors of equally built nested dicts, tuples and batches."""
+    if isinstance(trees[0], tuple):
+        made = tuple(tree_map(f, *fields) for fields in zip(*trees, strict=True))
+        return Batch(*made) if isinstance(trees[0], Batch) else made
     if isinstance(trees[0], dict):
         return {k: tree_map(f, *(t[k] for t in trees)) for k in trees[0]}
     return f(*trees)

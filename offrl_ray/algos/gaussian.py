@@ -78,11 +78,7 @@ class TanhGaussian:
 
     def squash(self, u: Tensor) -> Tensor:
         """tanh(u) in normalised units."""
-        return self.uniform(torch.sigmoid(2 * u))  # (tanh(u) + 1) / 2
-
-    def uniform(self, share: Tensor) -> Tensor:
-        """Normalised actions spread over the action bounds; `share` is uniform in [0, 1), [..., A]."""
-        return torch.lerp(share.new_tensor(self.spec.action_low), share.new_tensor(self.spec.action_high), share)
+        return fn.between_bounds(torch.sigmoid(2 * u), self.spec)  # (tanh(u) + 1) / 2
 
     def _log_density(self, u: Tensor, eps: Tensor, log_std: Tensor) -> Tensor:
         """log N(u) - log |d tanh(u) / du|, summed over the chunk; eps is u's standardised form."""

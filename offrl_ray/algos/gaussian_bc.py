@@ -62,16 +62,12 @@ class _GaussianBc:
     def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         gradient, metrics = fn.gradient(self.bc_loss, state["policy"], batch)
         changed, norm = fn.descend(state, "policy", gradient, hp["lr"], hp["grad_clip"])
-        return {**changed, "acting": {"policy": changed["policy"]}}, fn.detached(metrics | {"grad_norm_policy": norm})
-
-    def no_noise(self, g: Generator, n: int) -> Noise:
-        return {}
+        return {**changed, "acting": {"policy": changed["policy"]}}, metrics | {"grad_norm_policy": norm}
 
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
-        chunk = self.pi.mode(state["acting"]["policy"], fn.encode(obs))
-        return chunk[:, self.spec.act_offset : self.spec.act_offset + self.spec.act_horizon]
+        return fn.executed(self.pi.mode(state["acting"]["policy"], fn.encode(obs)), self.spec)
 
 
 def make(cfg: Config, spec: Spec) -> Algorithm:
     c = _GaussianBc(cfg, spec)
-    return Algorithm(c.init, c.no_noise, c.update, c.no_noise, c.act)
+    return Algorithm(c.init, fn.no_noise, c.update, fn.no_noise, c.act)

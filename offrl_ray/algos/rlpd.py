@@ -63,7 +63,11 @@ class _Rlpd(Soft):
         blocks = self.cfg.cta_ratio
         subset = torch.rand((blocks, self.cfg.num_critics), generator=g, device=g.device)
         size = batch_size // blocks
-        return {"eps": self._normal(g, size), "eps_next": self._normal(g, blocks, size), "subset": subset}
+        return {
+            "eps": fn.normal_chunks(g, self.spec, size),
+            "eps_next": fn.normal_chunks(g, self.spec, blocks, size),
+            "subset": subset,
+        }
 
     def update(self, state: State, batch: Batch, noise: Noise, hp: Hparams) -> tuple[State, Metrics]:
         """One block; the metrics of the critic are means over its minibatches."""

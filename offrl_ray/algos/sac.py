@@ -174,7 +174,7 @@ class _Sac(Soft):
         uniform = (batch_size, self.spec.q_horizon, self.spec.action_dim)
         # drawn whether used or not, so that runs with and without the penalty see the same batches
         return super().update_noise(g, batch_size) | {
-            "eps_penalty": self._normal(g, batch_size),
+            "eps_penalty": fn.normal_chunks(g, self.spec, batch_size),
             "random_action": torch.rand(uniform, generator=g, device=g.device),
         }
 
@@ -206,7 +206,7 @@ class _Sac(Soft):
         if not self.cfg.cql_alpha:
             return super().critic_gradient(state, y, batch, cond, noise, hp)
         drawn = self.pi.chunk(state["policy"], cond, noise["eps_penalty"])
-        chunks = torch.cat([drawn[:, : self.spec.q_horizon], self.pi.uniform(noise["random_action"])])
+        chunks = torch.cat([drawn[:, : self.spec.q_horizon], fn.between_bounds(noise["random_action"], self.spec)])
         return fn.gradient(self.critic_loss, state["critic"], y, batch, cond, chunks)
 
     def critic_loss(
@@ -321,5 +321,4 @@ class _Sac(Soft):
 
 
 def make(cfg: Config, spec: Spec) -> Algorithm:
-    c = _Sac(cfg, spec)
-    return Algorithm(c.init, c.update_noise, c.update, c.act_noise, c.act)
+    return _Sac(cfg, spec).algorithm()

@@ -106,11 +106,8 @@ class Soft:
         }
 
     def update_noise(self, g: Generator, batch_size: int) -> Noise:
-        noise = {name: self._normal(g, batch_size) for name in ("eps", "eps_next")}
+        noise = {name: fn.normal_chunks(g, self.spec, batch_size) for name in ("eps", "eps_next")}
         return noise | {"subset": torch.rand(self.cfg.num_critics, generator=g, device=g.device)}
-
-    def _normal(self, g: Generator, *size: int) -> Tensor:
-        return torch.randn((*size, self.spec.pred_horizon, self.spec.action_dim), generator=g, device=g.device)
 
     def q(self, critic: fn.Params, cond: Tensor, chunk: Tensor) -> Tensor:
         """Q [E, B] of chunks [B, >= H_q, A]; what a longer prediction adds is not scored."""
@@ -127,11 +124,14 @@ class Soft:
         """V(s'), [B]."""
         drawn = (state["policy"], next_cond, noise["eps_next"])
         action, log_pi = self.pi.sample(*drawn) if self.cfg.backup_entropy else (self.pi.chunk(*drawn), None)
-        q = self.q(state["critic_target"], next_cond, action)
+        value = self.subset_min(self.q(state["critic_target"], next_cond, action), noise)
+        return value if log_pi is None else value - self.temperature(state, hp) * log_pi
+
+    def subset_min(self, q: Tensor, noise: Noise) -> Tensor:
+        """Smallest Q of a random subset of the critics, [E, ...] -> [...]."""
         if self.cfg.num_min < self.cfg.num_critics:
             q = q[noise["subset"].argsort()[: self.cfg.num_min]]
-        value = q.min(0).values
-        return value if log_pi is None else value - self.temperature(state, hp) * log_pi
+        return q.min(0).values
 
     def td_loss(self, critic: fn.Params, y: Tensor, batch: Batch, cond: Tensor) -> tuple[Tensor, Metrics]:
         q = self.q(critic, cond, batch.q_action)
@@ -153,12 +153,7 @@ class Soft:
         gradient, metrics = self.critic_gradient(state, y, batch, cond, noise, hp)
         changed, norm = fn.descend(state, "critic", gradient, hp["lr_critic"], hp["grad_clip"])
         target = fn.polyak(state["critic_target"], changed["critic"], hp["tau"])
-        metrics |= {
-            "grad_norm_critic": norm,
-            "td_target_mean": y.mean(),
-            "td_target_clipped": (y.abs() >= hp["q_target_clip"]).float().mean(),
-            "q_next_mean": next_value.mean(),
-        }
+        metrics |= fn.target_metrics(y, next_value, hp["q_target_clip"]) | {"grad_norm_critic": norm}
         return {**state, **changed, "critic_target": target}, metrics
 
     def actor_loss(
@@ -203,16 +198,12 @@ class Soft:
         return state, self.summary(critic | actor, hp)
 
     def summary(self, metrics: Metrics, hp: Hparams) -> Metrics:
-        low, high = fn.q_bounds(self.spec, hp["gamma"], hp["reward_scale"])
         loss = metrics["critic_loss"] + metrics["actor_loss"] + metrics["temperature_loss"]
-        more = {"loss": loss, "q_mean": metrics["q_data_mean"], "q_bound_low": low, "q_bound_high": high}
-        return metrics | more
-
-    def act_noise(self, g: Generator, n: int) -> Noise:
-        return {}
+        bounds = fn.bound_metrics(self.spec, hp["gamma"], hp["reward_scale"])
+        return metrics | bounds | {"loss": loss, "q_mean": metrics["q_data_mean"]}
 
     def explore_noise(self, g: Generator, n: int) -> Noise:
-        return {"eps": self._normal(g, n)}
+        return {"eps": fn.normal_chunks(g, self.spec, n)}
 
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
         """The mode without noise, a sample with it."""
@@ -222,5 +213,5 @@ class Soft:
 
     def algorithm(self, minibatches: int = 1) -> Algorithm:
         return Algorithm(
-            self.init, self.update_noise, self.update, self.act_noise, self.act, self.explore_noise, minibatches
+            self.init, self.update_noise, self.update, fn.no_noise, self.act, self.explore_noise, minibatches
         )
