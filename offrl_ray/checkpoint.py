@@ -1,9 +1,11 @@
-"""Checkpoints that are complete or absent: DIR/step_00002000/{state.pt, manifest.json}.
+"""Checkpoints that are complete or absent: DIR/step_00002000/{state.pt, history.json, manifest.json}.
 
-Written to a temporary folder, synced and renamed; the digest covers tensors and manifest, so a flipped bit is
-found. Loading never unpickles anything but tensors.
+Written to a temporary folder, synced and renamed; the digest covers every file, so a flipped bit is found. Loading
+never unpickles anything but tensors.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,30 +13,40 @@ import pickle
 import re
 import shutil
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from offrl_ray import __version__
 from offrl_ray.config import RunConfig, from_dict, to_dict
-from offrl_ray.errors import UsageError
+from offrl_ray.errors import CheckpointError, DiskFull, UsageError
 from offrl_ray.records import sync
 from offrl_ray.train import Snapshot
 from offrl_ray.types import Spec
 
-FORMAT = 1
-TENSORS, MANIFEST = "state.pt", "manifest.json"
+FORMAT = 2
+TENSORS, HISTORY, MANIFEST = "state.pt", "history.json", "manifest.json"
 NAME = re.compile(r"step_([0-9]{8,})\Z", re.ASCII)
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, EOFError, pickle.UnpicklingError)
+HIDDEN = re.compile(r"\.(step_[0-9]{8,})\.[0-9a-f]{32}(\.replaced)?\Z", re.ASCII)
+CORRUPT = ".corrupt"
+PER_TENSOR = 512  # bytes in a file of tensors beside their content: names, alignment, directory
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, pickle.UnpicklingError)
+
+History = dict[int, list[list[Any]]]
+"""Seed -> its train reports so far, [step, {metric: float}] each."""
 
 
 class Checkpoint(NamedTuple):
     snapshot: Snapshot
     cfg: RunConfig
     spec: Spec
-    digest: str  # of tensors, config and spec
+    digest: str  # of tensors, config, spec and history
     seconds: float  # of training so far
+    history: History
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -42,117 +54,220 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint in the folder, oldest first."""
-    names = (NAME.match(p.name) for p in folder.glob("step_*"))
-    return sorted(int(m[1]) for m in names if m)
+    """Steps that have a checkpoint in the folder, oldest first; none if there is no folder. Raises OSError."""
+    return sorted(int(m[1]) for m in map(NAME.match, _names(folder)) if m)
 
 
-def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: float = 0.0) -> str:
-    """Write one checkpoint and return its digest; one of the same step is replaced."""
-    final = path_of(folder, snapshot.step)
-    temporary, replaced = (folder / f".{final.name}.{uuid.uuid4().hex}" for _ in range(2))
-    temporary.mkdir(parents=True)
+def sizes(folder: Path) -> dict[int, int]:
+    """Step -> bytes of its checkpoint, oldest first; what vanishes meanwhile counts nothing."""
+    return {step: sum(map(_bytes, os.walk(path_of(folder, step)))) for step in steps(folder)}
+
+
+def _bytes(walked: tuple[str, list[str], list[str]]) -> int:
+    total, (root, _, files) = 0, walked
+    for name in files:
+        with contextlib.suppress(FileNotFoundError):
+            total += os.lstat(os.path.join(root, name)).st_size
+    return total
+
+
+def _names(folder: Path) -> list[str]:
+    """Not by glob, to which a folder that cannot be read is an empty one."""
     try:
-        with (temporary / TENSORS).open("wb") as f:
-            torch.save({"state": snapshot.state, "generators": snapshot.generators, "source": snapshot.source}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        manifest = {
-            "format": FORMAT,
-            "step": snapshot.step,
-            "config": to_dict(cfg),
-            "spec": spec.__dict__,
-            "versions": {"offrl_ray": __version__, "torch": torch.__version__},
-        }
-        digest = digest_of(manifest, temporary / TENSORS)
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def estimate(snapshot: Snapshot) -> int:
+    """Bytes on the disk of a checkpoint, without its history."""
+    sizes = [t.nbytes + PER_TENSOR for t in _tensors(snapshot._asdict())]
+    return sum(sizes)
+
+
+def _tensors(tree: Mapping[str, Any]) -> Iterator[Tensor]:
+    for value in tree.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value)
+
+
+def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: float, history: History) -> str:
+    """Write one checkpoint and return its digest; one of the same step is replaced.
+
+    Raises DiskFull if less than twice its size is free, or if it does not fit after all; whatever is raised, the
+    checkpoints before it are as they were.
+    """
+    reports = json.dumps(history, sort_keys=True).encode()
+    manifest = {
+        "format": FORMAT,
+        "step": snapshot.step,
+        "config": to_dict(cfg),
+        "spec": spec.__dict__,
+        "versions": {"offrl_ray": __version__, "torch": torch.__version__},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    size = estimate(snapshot) + len(reports)
+    if shutil.disk_usage(folder).free < 2 * size:
+        raise _full(folder, size)
+    new = _hidden(folder, snapshot.step)
+    try:
+        new.mkdir()
+        _write_tensors(new / TENSORS, snapshot)
+        _write(new / HISTORY, reports)
+        digest = digest_of(manifest, new)
         manifest |= {"digest": digest, "seconds": seconds}
-        with (temporary / MANIFEST).open("w") as g:
-            json.dump({**manifest, "sha256": _sha256(manifest).hexdigest()}, g, indent=1)
-            g.flush()
-            os.fsync(g.fileno())
-        _put_in_place(temporary, final, replaced)
+        sealed = {**manifest, "sha256": _sha256(manifest).hexdigest()}
+        _write(new / MANIFEST, json.dumps(sealed, indent=1).encode())
+        sync(new)
+        _put_in_place(new, path_of(folder, snapshot.step))
         sync(folder)
+    except (OSError, RuntimeError) as e:
+        if DiskFull.caused(e):
+            raise _full(folder, size) from e
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
     return digest
 
 
-def _put_in_place(new: Path, final: Path, aside: Path) -> None:
+def _hidden(folder: Path, step: int) -> Path:
+    return folder / f".{path_of(folder, step).name}.{uuid.uuid4().hex}"
+
+
+def _full(folder: Path, size: int) -> DiskFull:
+    free = shutil.disk_usage(folder).free
+    text = (
+        f"a checkpoint of about {size / 2**20:.1f} MiB needs twice as much room, but {free / 2**20:.1f} MiB are free "
+        f"or a limit forbids it; earlier checkpoints are intact, make room and start again"
+    )
+    return DiskFull(errno.ENOSPC, text, str(folder))
+
+
+def _write_tensors(path: Path, snapshot: Snapshot) -> None:
+    with path.open("wb") as f:
+        torch.save({"state": snapshot.state, "generators": snapshot.generators, "source": snapshot.source}, f)
+    sync(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    sync(path)
+
+
+def _put_in_place(new: Path, final: Path) -> None:
+    replaced = new.with_name(f"{new.name}.replaced")
     if final.exists():
-        os.rename(final, aside)
+        final.rename(replaced)
     try:
         new.rename(final)
     except OSError:
-        if aside.exists():
-            os.rename(aside, final)
+        if replaced.exists():
+            replaced.rename(final)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Raises UsageError if the checkpoint is missing, damaged or of another format."""
+    """One checkpoint, every byte of it checked.
+
+    Raises CheckpointError if it is damaged, UsageError if there is none or it is of another format, and OSError if it
+    cannot be read now, which says nothing about its content.
+    """
     path = Path(path)
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-        if manifest.pop("sha256") != _sha256(manifest).hexdigest():
-            raise ValueError(f"{MANIFEST} differs from its checksum")
-        digest, seconds = manifest.pop("digest"), manifest.pop("seconds")
-        if digest_of(manifest, path / TENSORS) != digest:
-            raise ValueError(f"{TENSORS} or {MANIFEST} differs from its digest")
-        if path_of(path.parent, manifest["step"]).name != path.resolve().name:
-            raise ValueError(f"it is of step {manifest['step']}")
-        tensors = torch.load(path / TENSORS, weights_only=True, map_location="cpu")
-        saved = Snapshot(manifest["step"], tensors["state"], tensors["generators"], tensors["source"])
-        cfg, spec = from_dict(manifest["config"]), _spec(manifest["spec"])
-        if len(saved.generators) != len(cfg.train.seeds) or "acting" not in saved.state:
-            raise ValueError("its tensors are of another layout")
-    except FileNotFoundError as e:
-        raise UsageError(
-            [f"{path} is no checkpoint, {Path(e.filename).name} is missing; give a folder step_..."]
-        ) from None
-    except (*DAMAGE, UsageError) as e:
-        raise UsageError([f"{path} is damaged: {str(e).splitlines()[0]}; use another checkpoint"]) from None
-    return Checkpoint(saved, cfg, spec, digest, seconds)
+        manifest = _manifest(path)
+        if manifest["format"] == FORMAT:
+            return _content(path, manifest)
+    except OSError as e:
+        if e.errno not in ABSENT:
+            raise
+        if not os.path.isdir(path):
+            raise UsageError([f"{path} is no checkpoint; give a folder step_..."]) from None
+        damage = f"{Path(e.filename).name} is missing"
+    except DAMAGE as e:
+        damage = (str(e) or type(e).__name__).splitlines()[0]
+    else:
+        other = f"{path} is of format {manifest['format']}, this version reads {FORMAT}"
+        raise UsageError([f"{other}; use the version that wrote it, {manifest['versions']}"])
+    raise CheckpointError([f"{path} is damaged: {damage}; use another checkpoint"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+    if manifest.pop("sha256") != _sha256(manifest).hexdigest():
+        raise ValueError(f"{MANIFEST} differs from its checksum")
+    return manifest
+
+
+def _content(path: Path, manifest: dict[str, Any]) -> Checkpoint:
+    digest, seconds = manifest.pop("digest"), manifest.pop("seconds")
+    if digest_of(manifest, path) != digest:
+        raise ValueError(f"{TENSORS}, {HISTORY} or {MANIFEST} differs from its digest")
+    if path_of(path.parent, manifest["step"]).name != path.resolve().name:
+        raise ValueError(f"it is of step {manifest['step']}")
+    tensors = torch.load(path / TENSORS, weights_only=True, map_location="cpu")
+    saved = Snapshot(manifest["step"], tensors["state"], tensors["generators"], tensors["source"])
+    history = {int(seed): reports for seed, reports in json.loads((path / HISTORY).read_bytes()).items()}
+    cfg, spec = from_dict(manifest["config"]), Spec.from_json(manifest["spec"])
+    if len(saved.generators) != len(cfg.train.seeds) or "acting" not in saved.state:
+        raise ValueError("its tensors are of another layout")
+    return Checkpoint(saved, cfg, spec, digest, seconds, history)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint, and what was wrong with newer ones, which are set aside as *.corrupt."""
+    """The newest good checkpoint, and what was wrong with newer ones, which are set aside as *.corrupt.
+
+    None if there never was one. Raises CheckpointError if there were and none is good, so that nothing is silently
+    trained again from 0; UsageError and OSError as `load`, setting nothing aside.
+    """
     problems: list[str] = []
     for step in reversed(steps(folder)):
         try:
             return load(path_of(folder, step)), problems
-        except UsageError as e:
+        except CheckpointError as e:
             problems += e.problems
             set_aside(folder, step)
+    if bad := [name for name in _names(folder) if name.endswith(CORRUPT)]:
+        lost = f"{folder} has no good checkpoint left, damaged are {', '.join(bad)}"
+        raise CheckpointError([*problems, f"{lost}; delete the folder to begin the trial again from 0"])
     return None, problems
 
 
 def set_aside(folder: Path, step: int) -> None:
     """Keep a damaged checkpoint for a look at it, under a name that no run takes for a checkpoint."""
     broken = path_of(folder, step)
-    broken.rename(broken.with_name(f"{broken.name}.{uuid.uuid4().hex[:8]}.corrupt"))
+    broken.rename(broken.with_name(f"{broken.name}.{uuid.uuid4().hex[:8]}{CORRUPT}"))
 
 
 def remove(folder: Path, step: int) -> None:
-    shutil.rmtree(path_of(folder, step), ignore_errors=True)
+    """Remove a checkpoint, if it is there, at once: a reader finds all of it or nothing."""
+    gone = _hidden(folder, step)
+    with contextlib.suppress(FileNotFoundError):
+        path_of(folder, step).rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
-def _spec(fields: dict[str, Any]) -> Spec:
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+def clean(folder: Path) -> None:
+    """Remove what killed writers left, and put back a checkpoint that one was about to replace.
 
-    return Spec(**tuples(fields))
+    Only for the holder of the trial's lock: what a living writer is making looks no different.
+    """
+    for name in _names(folder):
+        if m := HIDDEN.match(name):
+            if m[2] and not (folder / m[1]).exists():
+                (folder / name).rename(folder / m[1])
+            else:
+                shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def digest_of(manifest: dict[str, Any], tensors: Path) -> str:
-    """SHA-256 over the tensors' file, config, spec and step: equal for equal runs, whatever time they took."""
+def digest_of(manifest: dict[str, Any], folder: Path) -> str:
+    """SHA-256 over the folder's tensors and history, config, spec and step: equal for equal runs, at any speed."""
     sha = _sha256(manifest)
-    with tensors.open("rb") as f:
-        sha.update(hashlib.file_digest(f, "sha256").digest())
+    for name in (TENSORS, HISTORY):
+        with (folder / name).open("rb") as f:
+            sha.update(hashlib.file_digest(f, "sha256").digest())
     return sha.hexdigest()
 
 

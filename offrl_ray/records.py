@@ -1,34 +1,58 @@
 """The one record format: append-only JSON lines, each with a sequence number and a checksum.
 
-A folder's `records.jsonl` is its truth; event files, tables and pictures are derived from it. Kinds:
+A folder's `records.jsonl` is its truth; event files, tables and pictures are derived from it. Every record has `v`,
+`seq`, `time` (unix seconds), `kind` and `crc`; `attempt` counts a trial's starts from 1. Kinds:
 
-plan   what was asked: `name`, `question`, `axes` {key: [values]}, `points` [{trial, point, config, seeds, steps}],
-       `data` [{file, digest, ...}], `versions`
-start  `trial`, `step` where it starts or continues
-train  `trial`, `seed`, `step`, `metrics` {name: mean since the last report}, `seconds` of training so far
-eval   `trial`, `seed`, `step`, `digest` of the checkpoint, `env` {id, ...}, `episode_seeds` and, one entry per episode,
-       `success_once`, `success_at_end`, `return`, `length`, `seconds`
-note   `trial`, `text`: something a reader should know (a damaged checkpoint, a retried evaluation)
-end    `trial`, `status` completed | diverged | failed, `reason`, `step`, `diverged` {seed: reason}, `cost` {...}
+plan     what was asked: `name`, `question`, `preset`, `variant`, `axes` {key: [values]} of the grid, `domains`
+         {key: domain} searched inside every cell, `base` {dotted key: value}, `cells` [{index, axes, base, space}],
+         `search` {sampler, trials (per cell), seed, objectives [..], first [..]} or null, `objectives`
+         [{metric, mode}], `rungs` {grace, eta} or null, `resources` {..}, `keep` {top, bytes}, `fresh`, `priors`
+         [what another sweep found], `points` [{trial, point, config, seeds, steps, cell}] (the grid's; a search asks
+         for its own), `digest`, `data` [{file, digest, ...}], `versions` {.., code}
+session  `host`, `pid`, `argv`, `versions`: a driver begins
+extend   `trials`: so many more points per cell may be asked
+point    `trial`, `point`, `config`, `seeds`, `steps`, `cell`, `number`, `params` as asked, `same_as` trial or null:
+         asked by the search after the plan; `same_as`: the same run as another, not run again
+start    `trial`, `attempt`, `step` where it starts or continues [, `cached` "folder:trial": results copied from an
+         earlier sweep]
+train    `trial`, `attempt`, `seed`, `step`, `metrics` {name: mean since the last report}, `seconds` of training so far
+eval     `trial`, `attempt`, `seed`, `step`, `digest` of the checkpoint, `members` (seeds evaluated together), `env`
+         {id, ...}, `episodes` asked and, one entry per episode, `episode_seeds`, `success_once`, `success_at_end`,
+         `return`, `length`; `seconds`
+diverged `trial`, `attempt`, `seed`, `step`, `reason`: a stop rule ended this seed
+note     `trial`, `text`: something a reader should know
+stop     `trial`, `reason`: somebody decided (rung, user); the trial will end as pruned
+fault    `trial`, `attempt`, `failure` (class), `reason`, `step`: an attempt was lost, the trial will be tried again
+end      `trial`, `attempt`, `status` completed | pruned | diverged | failed, `failure` (class, "" unless failed),
+         `reason`, `step`, `diverged` {seed: reason}, `cost` {...}
+retry    `trial`: a failed end is void, the trial is open again
+dropped  `trial`, `steps` [..], `bytes`: retention removed these checkpoints
 
-Numbers that are not finite are the strings "nan", "inf", "-inf", so every line is strict JSON; `float()` reads them.
+Failure classes: infra, oom, hang, eval, gpu, disk, checkpoint, data, code. Numbers that are not finite are the strings
+"nan", "inf", "-inf", so every line is strict JSON; `float()` reads them.
 """
 
-import contextlib
+import errno
 import json
 import math
 import os
+import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-VERSION = 1
+from offrl_ray.errors import DiskFull
+
+VERSION = 2
 FILE = "records.jsonl"
+TORN = "records.torn"
+CRC = b',"crc":"'
 
 
 class RecordLog(NamedTuple):
     records: list[dict[str, Any]]
-    problems: list[str]  # damaged lines, with their numbers
+    problems: list[str]  # damaged lines and missing records, with line numbers
 
 
 def _strict(value: Any) -> Any:
@@ -49,67 +73,104 @@ def encode(record: dict[str, Any]) -> bytes:
 
 def decode(line: bytes) -> dict[str, Any]:
     """Inverse of `encode`. Raises ValueError for a line that is torn, damaged or of another version."""
-    record = json.loads(line)
-    if not isinstance(record, dict) or "crc" not in record:
+    body, mark, crc = line.rstrip(b"\n").rpartition(CRC)
+    if not mark:
         raise ValueError("not a record")
-    crc = record.pop("crc")
-    body = line.rstrip(b"\n")[: -len(f',"crc":"{crc}"}}')] + b"}"
-    if f"{zlib.crc32(body):08x}" != crc:
+    body += b"}"
+    if crc != b'%08x"}' % zlib.crc32(body):
         raise ValueError("checksum differs")
+    record = json.loads(body)
     if record.get("v") != VERSION:
         raise ValueError(f"record version {record.get('v')}, this reader knows {VERSION}")
+    if not isinstance(record.get("seq"), int):
+        raise ValueError("no number")
     return record
 
 
 def read(folder: str | Path) -> RecordLog:
-    """All good records of a folder, while it grows or after; damaged lines are named, never raised.
+    """All good records of a folder, while it grows or after; what is damaged or missing is named, never raised.
 
     Raises FileNotFoundError if the folder has no records.
     """
     path = Path(folder) / FILE
-    records, problems = [], []
+    records: list[dict[str, Any]] = []
+    problems: list[str] = []
+    last, damaged = -1, False
     *lines, rest = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            records.append(decode(line))
-        except (ValueError, RecursionError) as e:
+            record = decode(line)
+        except ValueError as e:
             problems.append(f"{path}:{number}: {e}")
+            damaged = True  # by a line's end, too: it may stand for several records
+            continue
+        if record["seq"] != last + 1 and not (damaged and record["seq"] > last):
+            problems.append(f"{path}:{number}: record {record['seq']} comes after record {last}")
+        last, damaged = record["seq"], False
+        records.append(record)
     if rest:  # a line counts when its end is written: the next writer cuts this one off
         problems.append(f"{path}:{len(lines) + 1}: torn end")
     return RecordLog(records, problems)
 
 
-class Writer:
-    """Single writer of a folder's records; every record is durable when `write` returns.
+def _next_seq(lines: Sequence[bytes]) -> int:
+    """Above every readable record's, with room for the damaged lines behind the last one."""
+    for behind, line in enumerate(reversed(lines)):
+        try:
+            return decode(line)["seq"] + 1 + behind
+        except ValueError:
+            continue
+    return len(lines)
 
-    A torn last line, left by a killed writer, is cut off first, so that the next line stays readable.
+
+class Writer:
+    """Single writer of a folder's records; what it wrote is durable when `write` or `write_all` returns.
+
+    A torn last line, left by a killed writer, is first moved to `records.torn`, so that the next line stays readable.
     """
 
     def __init__(self, folder: str | Path):
-        path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        sync(path.parent)
-        content = path.read_bytes()
-        os.ftruncate(self._fd, content.rfind(b"\n") + 1)
-        self._seq = content.count(b"\n")
-
-    @property
-    def count(self) -> int:
-        """Lines in the file."""
-        return self._seq
+        self._path = Path(folder) / FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        sync(self._path.parent)
+        *lines, rest = self._path.read_bytes().split(b"\n")
+        if rest:
+            with (self._path.parent / TORN).open("ab") as f:
+                f.write(rest + b"\n")
+            sync(self._path.parent / TORN)
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(rest))
+        self._seq = _next_seq(lines)
 
     def write(self, kind: str, **fields: Any) -> None:
-        line = encode({"v": VERSION, "seq": self._seq, "kind": kind, **fields})
+        self.write_all([{"kind": kind, **fields}])
+
+    def write_all(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Append records, each with `v`, `seq` and `time`, in one write and one sync: all of them or none.
+
+        Returns them as they are written.
+
+        A kill or a power cut in between may leave the first of them alone. Raises DiskFull when they do not fit, and
+        OSError when the disk fails; nothing is written then.
+        """
+        if not records:
+            return []
+        heads = [{"v": VERSION, "seq": self._seq + i, "time": round(time.time(), 3)} for i in range(len(records))]
+        full = [head | record | head for head, record in zip(heads, records, strict=True)]
+        lines = b"".join(map(encode, full))
         size = os.fstat(self._fd).st_size
         try:
-            if os.write(self._fd, line) != len(line):
-                raise OSError(f"record {self._seq} could only be written in part and was taken back; is the disk full?")
+            if os.write(self._fd, lines) != len(lines):
+                raise OSError(errno.ENOSPC, "written in part")
             os.fsync(self._fd)
-        except OSError:
+        except BaseException as e:  # an interrupt, too: the next record must not repeat a number
             os.ftruncate(self._fd, size)
+            if DiskFull.caused(e):
+                text = f"record {self._seq} did not fit and was taken back; the disk is full, free some space"
+                raise DiskFull(errno.ENOSPC, text, str(self._path)) from e
             raise
-        self._seq += 1
+        self._seq += len(full)
+        return full
 
     def close(self) -> None:
         os.close(self._fd)
@@ -121,11 +182,13 @@ class Writer:
         self.close()
 
 
-def sync(folder: Path) -> None:
-    """Make new and renamed names in a folder durable."""
-    with contextlib.suppress(OSError):  # not every file system can sync a folder
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable. Raises OSError if the disk fails."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if not (path.is_dir() and e.errno in (errno.EINVAL, errno.ENOTSUP)):  # not every file system syncs folders
+            raise
+    finally:
+        os.close(fd)

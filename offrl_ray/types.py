@@ -6,7 +6,7 @@ A action dimension, E critics of an ensemble, C encoded condition, N environment
 seed, appears only where batches come from and in train.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -56,6 +56,17 @@ class Spec:
     reward_high: float
     reward_ends_episode: bool  # every non-zero reward is paid on a terminating step
     num_actions: int = 0  # discrete actions; 0: actions are continuous
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Spec":
+        """The spec whose `__dict__` these fields were. Raises TypeError if some are missing or unknown."""
+
+        def tuples(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: tuples(v) for k, v in value.items()}
+            return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+        return cls(**tuples(fields))
 
     @property
     def raw_bounds(self) -> tuple[float, float]:

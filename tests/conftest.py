@@ -99,6 +99,13 @@ def write_demonstrations(
     return path
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """`write_bytes` without emptying the file first, which some file systems answer with a flush to the disk."""
+    with path.open("r+b") as f:
+        f.write(content)
+        f.truncate()
+
+
 @pytest.fixture
 def write_file(tmp_path: Path) -> WriteFile:
     """`write_demonstrations` into this test's folder."""

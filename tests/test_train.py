@@ -58,7 +58,7 @@ def test_a_run_resumed_from_a_checkpoint_equals_an_uninterrupted_one(
     cfg = config(variant, seeds)
     whole, first = reports(cfg), reports(cfg, count=2)
     spec = walks(spec_of(variant)).spec
-    checkpoint.save(tmp_path, first[-1].snapshot, cfg, spec)
+    checkpoint.save(tmp_path, first[-1].snapshot, cfg, spec, 0.0, {})
     loaded = checkpoint.load(checkpoint.path_of(tmp_path, 10))
     assert (loaded.cfg, loaded.spec) == (cfg, spec)
     rest = reports(loaded.cfg, loaded.snapshot)

@@ -1,7 +1,6 @@
 """Episodes in ManiSkill's trajectory layout: an .h5 with a .json beside it."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,9 @@ from typing import Any, NamedTuple
 
 import h5py
 
+from offrl_ray.data.seal import sealed, sha256
 from offrl_ray.envs.experts import Trajectory
+from offrl_ray.records import sync
 
 
 class Origin(NamedTuple):
@@ -60,12 +61,13 @@ def new_files(out: Path, origin: Origin, labels: Sequence[Label]) -> Iterator[Ad
                 episodes.append(_episode(i, labels[i], trajectory, origin))
 
             yield add
-        new_json.write_text(json.dumps(_metadata(origin, episodes), indent=1) + "\n")
-        _fsync(new_h5)
-        _fsync(new_json)
+        meta = sealed(_metadata(origin, episodes), sha256(new_h5))
+        new_json.write_text(json.dumps(meta, indent=1) + "\n")
+        sync(new_h5)
+        sync(new_json)
         new_json.rename(out.with_suffix(".json"))
         new_h5.rename(out)  # last, so that no h5 is ever without its json
-        _fsync(out.parent)
+        sync(out.parent)
 
 
 def _write(group: h5py.Group, trajectory: Trajectory) -> None:
@@ -111,11 +113,3 @@ def _metadata(origin: Origin, episodes: list[dict[str, Any]]) -> dict[str, Any]:
         "source_type": origin.kind,
         "source_desc": origin.text,
     }
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

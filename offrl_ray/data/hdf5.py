@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from offrl_ray.data import seal
 from offrl_ray.data.guard import TRAJECTORY, Problems, guard
 from offrl_ray.errors import UsageError
 
@@ -87,25 +88,17 @@ def inspect(
     """
     path = Path(path)
     problems = Problems(path)
-    if not _is_file(path):
-        problems.add("no such file; `offrl-ray collect` makes one")
-        return TrajectoryFile(path, "", {}, (), "", 0, problems.lines())
-    meta = _read_json(path, problems)
+    h5, digest = _checksums(path, problems)
+    meta = _read_json(path, problems) if h5 else {}
+    if not h5 or _is_broken(meta, h5, problems):
+        return TrajectoryFile(path, "", {}, (), digest, 0, problems.lines())
     info = meta.get("env_info", {})
     kwargs = info.get("env_kwargs", {})
     num_actions = _num_actions(info, problems)
     control_mode, reward_mode = control_mode or _own(kwargs, "control_mode"), reward_mode or _own(kwargs, "reward_mode")
     if info:
         _check_modes(info, control_mode, reward_mode if rewards else None, env_id, problems)
-    episodes: tuple[Episode, ...] = ()
-    try:
-        with h5py.File(path, "r") as f:
-            if guard(f, path, budget, problems):
-                _check_counts(f, meta, problems)
-                episodes = tuple(_episodes(f, rewards, problems))
-    except Exception as e:  # damaged metadata surfaces as almost any exception of h5py's
-        why = (str(e) or type(e).__name__).splitlines()[0]
-        problems.add(f"not readable as HDF5, truncated or damaged ({why}); copy or make it again")
+    episodes = _read_h5(path, meta, rewards, budget, problems)
     if kwargs.get("reward_mode") != NATIVE:  # there a success is a judgement on the return, and may end at the cap
         _check_success(episodes, problems)
     if num_actions:
@@ -114,9 +107,7 @@ def inspect(
         _check_range(episodes, problems)
     if rewards and episodes and not any(e.reward.any() for e in episodes):
         problems.add("all rewards are zero: there is nothing to learn a value from; add successful episodes or rewards")
-    return TrajectoryFile(
-        path, str(info.get("env_id", "")), kwargs, episodes, _digest(path), num_actions, problems.lines()
-    )
+    return TrajectoryFile(path, str(info.get("env_id", "")), kwargs, episodes, digest, num_actions, problems.lines())
 
 
 def load(paths: list[str], **expect: Any) -> list[TrajectoryFile]:
@@ -160,13 +151,40 @@ def _read_json(path: Path, problems: Problems) -> dict[str, Any]:
     return {}
 
 
-def _digest(path: Path) -> str:
-    sha = hashlib.sha256()
-    for part in (path, path.with_suffix(".json")):
-        if part.is_file():
-            with part.open("rb") as f:
-                sha.update(hashlib.file_digest(f, "sha256").digest())
-    return sha.hexdigest()
+def _checksums(path: Path, problems: Problems) -> tuple[str, str]:
+    """SHA-256 of the .h5, and over both files; empty if there is none or it cannot be read."""
+    if not _is_file(path):
+        problems.add("no such file; `offrl-ray collect` makes one")
+        return "", ""
+    try:
+        parts = [seal.sha256(p) for p in (path, path.with_suffix(".json")) if p.is_file()]
+    except OSError as e:
+        problems.add(f"cannot be read: {e}")
+        return "", ""
+    return parts[0], hashlib.sha256(b"".join(map(bytes.fromhex, parts))).hexdigest()
+
+
+def _is_broken(meta: dict[str, Any], h5: str, problems: Problems) -> bool:
+    """True if the files differ from the checksums in the json, whose values are not worth a look then."""
+    try:
+        lines = list(seal.broken(meta, h5))
+    except RecursionError:  # the reader of JSON goes a little deeper than the writer
+        lines = ["the .json is nested too deeply"]
+    for line in lines:
+        problems.add(line)
+    return bool(lines)
+
+
+def _read_h5(path: Path, meta: dict[str, Any], rewards: bool, budget: int, problems: Problems) -> tuple[Episode, ...]:
+    try:
+        with h5py.File(path, "r") as f:
+            if guard(f, path, budget, problems):
+                _check_counts(f, meta, problems)
+                return tuple(_episodes(f, rewards, problems))
+    except Exception as e:  # damaged metadata surfaces as almost any exception of h5py's
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        problems.add(f"not readable as HDF5, truncated or damaged ({why}); copy or make it again")
+    return ()
 
 
 def _num_actions(info: dict[str, Any], problems: Problems) -> int:
