@@ -13,8 +13,9 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from offrl_ray.algos import VARIANTS, AlgoConfig
 from offrl_ray.data.dataset import Anchor
 from offrl_ray.errors import UsageError, did_you_mean
-from offrl_ray.fields import Count, Fraction, Needs, Number, Positive, config, swept_fields
+from offrl_ray.fields import Count, Fraction, Needs, NonNegative, Number, Positive, config, swept_fields
 
+Action = Literal["stop", "note", "off"]
 TAGS = {*VARIANTS, "resmlp", "unet", "function-before", "function-after"}
 
 
@@ -96,6 +97,75 @@ class EvalConfig:
 
 
 @config
+class StopConfig:
+    """What ends a seed before its last update, and what is only noted. A value that is not finite always ends it.
+
+    Reports are those of `train.report_every`; widths are those of the provable bounds of Q that the variant logs.
+    """
+
+    q_bound: Action = "stop"
+    """Q above its provable bound; not judged where a conservative term lifts the data's Q"""
+    q_bound_margin: NonNegative = 1.0
+    """how far above, in widths of the bounds"""
+    q_bound_reports: Count = 3
+    """reports in a row"""
+    q_growth: Action = "note"
+    """Q rises at every report, faster and faster"""
+    q_growth_reports: Annotated[int, Field(ge=2, multiple_of=2), Number] = 8
+    """reports in a row"""
+    q_growth_factor: Positive = 2.0
+    """rise over their later half, in units of the rise over their earlier half"""
+    q_growth_share: Positive = 0.1
+    """least rise over all of them, in widths of the bounds"""
+    critic_loss: Action = "stop"
+    """the critic's TD loss explodes: it also exceeds the squared width of the bounds"""
+    critic_loss_factor: Positive = 100.0
+    """how far, in units of its median before"""
+    critic_loss_reports: Count = 3
+    """reports in a row"""
+    q_spread: Action = "note"
+    """the critics of the ensemble disagree"""
+    q_spread_share: Positive = 0.5
+    """their standard deviation, in widths of the bounds"""
+    q_spread_reports: Count = 3
+    """reports in a row"""
+    temperature: Action = "note"
+    """the temperature rises as fast as its step size allows: the target entropy is never met"""
+    temperature_share: Fraction = 0.9
+    """of the fastest rise that Adam allows"""
+    temperature_reports: Count = 10
+    """reports in a row"""
+    lam: Action = "note"
+    """the weight of Q in td3bc's loss collapses"""
+    lam_low: Positive = 0.02
+    """falls below it"""
+    weights_flat: Action = "note"
+    """advantage weights carry no information"""
+    weights_flat_share: Fraction = 0.99
+    """effective share of the batch, above which they are as good as equal"""
+    weights_flat_reports: Count = 10
+    """reports in a row"""
+    weights_few: Action = "note"
+    """advantage weights rest on a few samples"""
+    weights_few_share: Fraction = 0.05
+    """effective share of the batch"""
+    weights_few_reports: Count = 3
+    """reports in a row"""
+    entropy: Action = "note"
+    """the policy's entropy collapses below its target"""
+    entropy_share: NonNegative = 1.0
+    """how far below, in units of the target's absolute value"""
+    entropy_reports: Count = 3
+    """reports in a row"""
+    plateau: Action = "note"
+    """losses and Q no longer move"""
+    plateau_share: Positive = 0.01
+    """of their range so far, between the means of two windows"""
+    plateau_reports: Count = 10
+    """reports in one window"""
+
+
+@config
 class RunConfig:
     algo: AlgoConfig
     data: DataConfig
@@ -104,6 +174,7 @@ class RunConfig:
     eval: EvalConfig = Field(default_factory=EvalConfig)
     online: OnlineConfig | None = None
     """how a variant that steps environments gathers data; none for all others"""
+    stop: StopConfig = Field(default_factory=StopConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":

@@ -14,6 +14,7 @@ H_t          target_entropy              of the predicted chunk, d = H_p A dimen
 Order of one update: critic, actor (it climbs the new critic), temperature, Polyak.
 """
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -200,7 +201,17 @@ class Soft:
     def summary(self, metrics: Metrics, hp: Hparams) -> Metrics:
         loss = metrics["critic_loss"] + metrics["actor_loss"] + metrics["temperature_loss"]
         bounds = fn.bound_metrics(self.spec, hp["gamma"], hp["reward_scale"])
+        if self.cfg.backup_entropy:
+            bounds["q_bound_high"] = bounds["q_bound_high"] + metrics["temperature"] * self.entropy_bound(hp["gamma"])
         return metrics | bounds | {"loss": loss, "q_mean": metrics["q_data_mean"]}
+
+    def entropy_bound(self, gamma: Tensor) -> Tensor:
+        """Most entropy, discounted, that the backup can add to a Q; there is no least: a density has no bound.
+
+        A uniform chunk has d log 2 nats, and one is added at the end of each chunk. None but an episode's last chunk is
+        shorter than q_horizon; where it bootstraps, it may be a single step.
+        """
+        return self.pi.dim * math.log(2) * gamma / (1 - gamma**self.spec.q_horizon)
 
     def explore_noise(self, g: Generator, n: int) -> Noise:
         return {"eps": fn.normal_chunks(g, self.spec, n)}
