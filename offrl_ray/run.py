@@ -4,10 +4,13 @@ import dataclasses
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import filelock
 
 from offrl_ray import checkpoint
 from offrl_ray.algos import VARIANTS, make
@@ -15,17 +18,19 @@ from offrl_ray.algos.functional import select
 from offrl_ray.config import RunConfig, to_dict
 from offrl_ray.data import hdf5
 from offrl_ray.data.dataset import MIN_STD, Arrays, Dataset, build
-from offrl_ray.errors import UsageError
+from offrl_ray.errors import CheckpointError, UsageError
 from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, is_finite, open_env
 from offrl_ray.fields import Needs
 from offrl_ray.online import LocalWalk, Online, Walk, random_frames
 from offrl_ray.policy import acting
+from offrl_ray.sweep.divergence import Report, judge, last_finite
 from offrl_ray.train import Progress, Snapshot, start, train
 from offrl_ray.types import Source, Spec
 
 Record = dict[str, Any]
 KEEP = 2
 POLL_SECONDS = 1.0
+LOCK_SECONDS = 60
 
 
 class Update(NamedTuple):
@@ -47,7 +52,7 @@ class Loaded(NamedTuple):
     """The data of several points."""
 
     data: list[Data]  # each distinct setting once
-    of_point: list[int]
+    of_setting: dict[Any, int]  # (DataConfig, EnvConfig) -> which of `data`
 
     @property
     def files(self) -> list[Record]:
@@ -140,16 +145,21 @@ def run(
     folder: Path,
     evaluator: Evaluator,
     trial: str,
-    evaluated: frozenset[int],
+    evaluated: frozenset[int] = frozenset(),
+    reported: Mapping[int, int] = MappingProxyType({}),
     open_walk: Callable[[], Walk] | None = None,
-) -> Iterator[Update]:
+) -> Generator[Update]:
     """Train to the end and evaluate, from the newest good checkpoint in `folder` if there is one.
 
     Every evaluation has its checkpoint, which is kept until the evaluation is reported; `evaluated` are the steps that
-    already are. Pauses after every report, and while it waits for the last evaluations. A run that steps environments
-    gets each member's from `open_walk`; by default they are in this process.
+    already are, `reported` each seed's newest step whose training metrics are: what the checkpoint knows beyond it is
+    told again. Pauses after every report, and while it waits for the last evaluations; closed at a pause it saves
+    itself, and nothing is done twice. A run that steps environments gets each member's from `open_walk`; by default
+    they are in this process.
+
+    Raises CheckpointError if every checkpoint is damaged, DiskFull, and TimeoutError if another process has the folder.
     """
-    here = _Run(cfg, dataset, folder, evaluator, trial, evaluated)
+    here = _Run(cfg, dataset, folder, evaluator, trial, evaluated, reported)
     if cfg.online is None:
         return here.updates(dataset)
     open_walk = open_walk or (lambda: LocalWalk(lambda: open_env(cfg.env)))
@@ -165,100 +175,138 @@ class _Run:
         evaluator: Evaluator,
         trial: str,
         evaluated: frozenset[int],
+        reported: Mapping[int, int],
     ):
         self.cfg, self.dataset, self.folder, self.evaluator, self.trial = cfg, dataset, folder, evaluator, trial
         self.alg = make(cfg.algo, dataset.spec)
-        self.evaluated = set(evaluated)
-        self.diverged: dict[int, str] = {}
+        self.evaluated, self.reported = set(evaluated), reported
+        self.saved = 0  # step of the newest checkpoint
+        self.diverged: dict[int, tuple[int, str]] = {}  # seed -> step, reason
+        self.history: dict[int, list[Report]] = {seed: [] for seed in cfg.train.seeds}
         self.cost = {"train_seconds": 0.0, "eval_seconds": 0.0, "final_eval_seconds": 0.0, "wait_seconds": 0.0}
         self.began = time.perf_counter()
 
-    def online(self, walks: Sequence[Walk]) -> Iterator[Update]:
+    def online(self, walks: Sequence[Walk]) -> Generator[Update]:
         try:
             yield from self.updates(Online(self.cfg, self.alg, self.dataset, walks))
         finally:
             for walk in walks:
                 walk.close()
 
-    def updates(self, source: Source) -> Iterator[Update]:
-        snapshot, records = self._resume()
-        yield Update(records, snapshot.step, False)
-        records = []
-        for progress in train(self.cfg, self.alg, source, snapshot):
-            snapshot = progress.snapshot
-            records = self._train_records(progress)
-            if snapshot.step % self.cfg.eval.every == 0 or snapshot.step == self.cfg.train.steps:
-                self._checkpoint(snapshot)
-            records += self._eval_records(self.evaluator.poll(0))
-            if len(self.diverged) == len(self.cfg.train.seeds):
-                break
-            yield Update(records, snapshot.step, False)
-            records = []
-        while self.evaluator.pending:
-            began = time.perf_counter()
-            records += self._eval_records(self.evaluator.poll(POLL_SECONDS))
-            self.cost["wait_seconds"] += time.perf_counter() - began
-            yield Update(records, snapshot.step, False)
-            records = []
-        yield Update([*records, self._end(snapshot.step)], snapshot.step, True)
+    def updates(self, source: Source) -> Generator[Update]:
+        with _only_run(self.folder):
+            snapshot, records = self._resume()
+            try:
+                yield Update(records, snapshot.step, False)
+                records = []
+                for progress in () if self._lost else train(self.cfg, self.alg, source, snapshot):
+                    records = self._train_records(progress)
+                    snapshot = progress.snapshot
+                    if snapshot.step % self.cfg.eval.every == 0 or snapshot.step == self.cfg.train.steps:
+                        self._checkpoint(snapshot)
+                    records += self._eval_records(self.evaluator.poll(0))
+                    if self._lost:
+                        break
+                    yield Update(records, snapshot.step, False)
+                    records = []
+                while self.evaluator.pending:
+                    began = time.perf_counter()
+                    records += self._eval_records(self.evaluator.poll(POLL_SECONDS))
+                    self.cost["wait_seconds"] += time.perf_counter() - began
+                    yield Update(records, snapshot.step, False)
+                    records = []
+            except (GeneratorExit, KeyboardInterrupt, SystemExit):
+                if snapshot.step > self.saved:
+                    self._save(snapshot)
+                raise
+            yield Update([*records, self._end(snapshot.step)], snapshot.step, True)
+
+    @property
+    def _lost(self) -> bool:
+        return len(self.diverged) == len(self.cfg.train.seeds)
 
     def _resume(self) -> tuple[Snapshot, list[Record]]:
+        checkpoint.clean(self.folder)
         found, problems = checkpoint.newest(self.folder)
         if found and found.cfg != self.cfg:
             raise UsageError([f"{self.folder} holds checkpoints of another config; choose another folder"])
         snapshot = found.snapshot if found else start(self.cfg, self.alg)
-        self.cost["train_seconds"] = found.seconds if found else 0.0
         records: list[Record] = [{"kind": "start", "trial": self.trial, "step": snapshot.step}]
-        records += [{"kind": "note", "trial": self.trial, "text": p} for p in problems]
+        if found:
+            self.saved, self.cost["train_seconds"] = snapshot.step, found.seconds
+            records += self._recall(found.history)
         for step in checkpoint.steps(self.folder):
+            if step in self.evaluated or (step % self.cfg.eval.every and step != self.cfg.train.steps):
+                continue
             try:
-                if found and found.snapshot.step == step:
-                    saved = found
-                else:
-                    saved = checkpoint.load(checkpoint.path_of(self.folder, step))
-            except UsageError as e:
-                records += [{"kind": "note", "trial": self.trial, "text": p} for p in e.problems]
+                saved = (
+                    found if found and step == self.saved else checkpoint.load(checkpoint.path_of(self.folder, step))
+                )
+            except CheckpointError as e:
+                problems += e.problems
                 checkpoint.set_aside(self.folder, step)
                 continue
-            self._mark_diverged(saved.snapshot)
-            if step not in self.evaluated:
-                self._submit(saved.snapshot, saved.digest)
-        return snapshot, records
+            self._submit(saved.snapshot, saved.digest)
+        return snapshot, records + [{"kind": "note", "trial": self.trial, "text": p} for p in problems]
+
+    def _recall(self, history: dict[int, list[Any]]) -> list[Record]:
+        """Judge as before the stop, and tell what nobody may have heard."""
+        reports = sorted(
+            ((step, seed, metrics) for seed, found in history.items() for step, metrics in found), key=lambda r: r[:2]
+        )
+        told = [(step, seed, self._report(step, seed, metrics)) for step, seed, metrics in reports]
+        return [r for step, seed, records in told if step > self.reported.get(seed, -1) for r in records]
+
+    def _save(self, snapshot: Snapshot) -> str:
+        history = {seed: [[r.step, dict(r.metrics)] for r in reports] for seed, reports in self.history.items()}
+        seconds = self.cost["train_seconds"]
+        digest = checkpoint.save(self.folder, snapshot, self.cfg, self.dataset.spec, seconds, history)
+        self.saved = snapshot.step
+        return digest
 
     def _checkpoint(self, snapshot: Snapshot) -> None:
         """Save, evaluate, and drop older checkpoints whose evaluation a previous pause has reported."""
-        digest = checkpoint.save(self.folder, snapshot, self.cfg, self.dataset.spec, self.cost["train_seconds"])
+        digest = self._save(snapshot)
         for step in checkpoint.steps(self.folder)[:-KEEP]:
-            if step in self.evaluated:
+            if step in self.evaluated or step % self.cfg.eval.every:
                 checkpoint.remove(self.folder, step)
         self._submit(snapshot, digest)
 
     def _submit(self, snapshot: Snapshot, digest: str) -> None:
         members = {
-            seed: acting(snapshot.state, i) for i, seed in enumerate(self.cfg.train.seeds) if seed not in self.diverged
+            seed: acting(snapshot.state, i)
+            for i, seed in enumerate(self.cfg.train.seeds)
+            if seed not in self.diverged or self.diverged[seed][0] > snapshot.step
         }
         if members:
             self.evaluator.submit(EvalRequest(snapshot.step, digest, self.cfg, self.dataset.spec, members))
 
     def _train_records(self, progress: Progress) -> list[Record]:
         self.cost["train_seconds"] += progress.seconds
-        step, records = progress.snapshot.step, []
+        step, state = progress.snapshot.step, progress.snapshot.state
+        records: list[Record] = []
         for i, seed in enumerate(self.cfg.train.seeds):
-            if seed in self.diverged:
-                continue
             metrics = {name: float(values[i]) for name, values in progress.metrics.items()}
-            fields = {"trial": self.trial, "seed": seed, "step": step}
-            records.append({"kind": "train", **fields, "metrics": metrics, "seconds": self.cost["train_seconds"]})
-            bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-            if bad:
-                self.diverged[seed] = f"{bad[0]} is {metrics[bad[0]]} in the updates up to step {step}"
-        self._mark_diverged(progress.snapshot)
+            metrics["finite_weights"] = 1.0 if is_finite(select(state, i)) else math.nan
+            records += self._report(step, seed, metrics)
         return records
 
-    def _mark_diverged(self, snapshot: Snapshot) -> None:
-        for i, seed in enumerate(self.cfg.train.seeds):
-            if seed not in self.diverged and not is_finite(select(snapshot.state, i)):
-                self.diverged[seed] = f"a weight is not finite at step {snapshot.step}"
+    def _report(self, step: int, seed: int, metrics: dict[str, float]) -> list[Record]:
+        """Take a seed's metrics up, and judge it by them; one that has diverged says no more."""
+        if seed in self.diverged:
+            return []
+        self.history[seed].append(Report(step, metrics))
+        fields = {"trial": self.trial, "seed": seed, "step": step}
+        records: list[Record] = [{"kind": "train", **fields, "metrics": metrics, "seconds": self.cost["train_seconds"]}]
+        for found in judge(self.history[seed], self.cfg):
+            if found.action == "stop":
+                reason = f"{found.rule}: {found.reason}; {last_finite(self.history[seed])}"
+                self.diverged[seed] = (step, reason)
+                records.append({"kind": "diverged", **fields, "reason": reason})
+                break
+            text = f"seed {seed} at step {step}: {found.rule}: {found.reason}"
+            records.append({"kind": "note", "trial": self.trial, "text": text})
+        return records
 
     def _eval_records(self, results: list[EvalResult]) -> list[Record]:
         records: list[Record] = []
@@ -274,18 +322,26 @@ class _Run:
         return records
 
     def _end(self, step: int) -> Record:
-        diverged = len(self.diverged) == len(self.cfg.train.seeds)
-        missing = not diverged and self.cfg.train.steps not in self.evaluated
-        reason = "; ".join(f"seed {s}: {why}" for s, why in self.diverged.items())
+        missing = not self._lost and self.cfg.train.steps not in self.evaluated
+        reason = "; ".join(f"seed {seed}: {why}" for seed, (_, why) in self.diverged.items())
         return {
             "kind": "end",
             "trial": self.trial,
-            "status": "diverged" if diverged else "failed" if missing else "completed",
+            "status": "diverged" if self._lost else "failed" if missing else "completed",
+            "failure": "eval" if missing else "",
             "reason": "the final evaluation is missing" if missing else reason,
             "step": step,
-            "diverged": {str(s): why for s, why in self.diverged.items()},
+            "diverged": {str(seed): why for seed, (_, why) in self.diverged.items()},
             "cost": {**self.cost, "wall_seconds": time.perf_counter() - self.began, **_memory()},
         }
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """A process that its driver has lost may live on for seconds: the next attempt waits until it is gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS):
+        yield
 
 
 def eval_record(cfg: RunConfig, trial: str, seed: int, result: EvalResult) -> Record:
@@ -297,6 +353,8 @@ def eval_record(cfg: RunConfig, trial: str, seed: int, result: EvalResult) -> Re
         "seed": seed,
         "step": result.step,
         "digest": result.digest,
+        "members": sorted(result.episodes),
+        "episodes": cfg.eval.episodes,
         "env": to_dict(cfg)["env"],
         "episode_seeds": e.seed,
         "success_once": e.success_once,

@@ -1,5 +1,6 @@
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from offrl_ray import checkpoint
 from offrl_ray.checkpoint import TENSORS, path_of, steps
 from offrl_ray.config import RunConfig, resolve
 from offrl_ray.data.dataset import Dataset
-from offrl_ray.errors import UsageError
+from offrl_ray.errors import CheckpointError, UsageError
 from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, LocalEvaluator, evaluate_members
 from offrl_ray.records import Writer, read
 from offrl_ray.run import KEEP, Record, Update, load_data, run
@@ -46,10 +47,27 @@ class Held:
 
 def updates(
     of: Run, folder: Path, evaluator: Evaluator | None = None, known: Sequence[Record] = ()
-) -> Iterator[Update]:
+) -> Generator[Update]:
     """The run as a driver sees it, after it has recorded `known`."""
     evaluated = frozenset(r["step"] for r in known if r["kind"] == "eval")
-    return run(of[0], of[1], folder, evaluator or LocalEvaluator(ToyEnv), "00", evaluated)
+    reported = {r["seed"]: r["step"] for r in known if r["kind"] == "train"}
+    return run(of[0], of[1], folder, evaluator or LocalEvaluator(ToyEnv), "00", evaluated, reported)
+
+
+def killed(of: Run, folder: Path, pauses: int, evaluator: Evaluator | None = None) -> list[Record]:
+    """What a run told up to a pause, and `folder` as a SIGKILL leaves it there."""
+    living = folder.with_name("living")
+    living.mkdir()
+    with closing(updates(of, living, evaluator)) as going:
+        found = records(islice(going, pauses))
+        shutil.copytree(living, folder)
+    return found
+
+
+def closed(of: Run, folder: Path, pauses: int) -> list[Record]:
+    """What a run told up to a pause at which it is asked to end."""
+    with closing(updates(of, folder)) as going:
+        return records(islice(going, pauses))
 
 
 def records(found: Iterator[Update]) -> list[Record]:
@@ -61,8 +79,8 @@ def kinds(found: list[Record]) -> list[tuple[Any, ...]]:
 
 
 def evals(found: list[Record]) -> dict[tuple[int, int], Record]:
-    """By step and seed, without what a clock says."""
-    return {(r["step"], r["seed"]): {**r, "seconds": 0} for r in found if r["kind"] == "eval"}
+    """By step and seed, without what a clock says and who was evaluated beside."""
+    return {(r["step"], r["seed"]): {**r, "seconds": 0, "members": []} for r in found if r["kind"] == "eval"}
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -138,23 +156,44 @@ def test_the_end_says_completed_and_what_it_cost(whole: tuple[Run, Path, list[Re
 
 
 @pytest.mark.parametrize("pauses", range(7))
+@pytest.mark.parametrize("stop", [killed, closed])
 def test_a_run_stopped_at_any_pause_ends_as_if_it_never_had(
-    pauses: int, whole: tuple[Run, Path, list[Record]], tmp_path: Path
+    stop: Callable[..., list[Record]], pauses: int, whole: tuple[Run, Path, list[Record]], tmp_path: Path
 ) -> None:
     of, reference, uninterrupted = whole
-    first = records(islice(updates(of, tmp_path / "x"), pauses))
+    first = stop(of, tmp_path / "x", pauses)
     second = records(updates(of, tmp_path / "x", known=first))
-    saved = max([0, *(s for s in (4, 8, 12) if s <= 2 * (pauses - 1))])
+    reached = max(0, 2 * (pauses - 1))
+    saved = reached if stop is closed else reached // 4 * 4
     assert kinds(second)[0] == ("start", saved)
     assert_same_end(tmp_path / "x", reference)
     assert evals(first) | evals(second) == evals(uninterrupted)
     assert not evals(first).keys() & evals(second).keys()
+    assert trains(first) | trains(second) == trains(uninterrupted)
+    again = {step for step, _ in trains(first).keys() & trains(second).keys()}
+    assert again == {step for step in range(2, reached + 1, 2) if step > saved}
     assert second[-1]["status"] == "completed"
+
+
+def test_what_a_checkpoint_knows_and_no_record_tells_is_told_again(
+    whole: tuple[Run, Path, list[Record]], tmp_path: Path
+) -> None:
+    """A driver may die between a trial's checkpoint and the record of what led to it."""
+    of, _, uninterrupted = whole
+    first = killed(of, tmp_path / "x", 5)
+    lost = [r for r in first if r.get("step", 0) <= 4]
+    second = records(updates(of, tmp_path / "x", known=lost))
+    assert kinds(second)[:5] == [("start", 8), *[("train", s, m) for s in (6, 8) for m in (0, 1)]]
+    assert trains(lost) | trains(second) == trains(uninterrupted)
+
+
+def trains(found: list[Record]) -> dict[tuple[int, int], Any]:
+    return {(r["step"], r["seed"]): r["metrics"] for r in found if r["kind"] == "train"}
 
 
 def test_the_seconds_of_training_count_on_after_a_resume(tiny: MakeRun, tmp_path: Path) -> None:
     of = tiny()
-    first = records(islice(updates(of, tmp_path / "x"), 5))
+    first = killed(of, tmp_path / "x", 5)
     second = records(updates(of, tmp_path / "x", known=first))
     before = max(r["seconds"] for r in first if r["kind"] == "train" and r["step"] <= 8)
     assert min(r["seconds"] for r in second if r["kind"] == "train") > before
@@ -173,12 +212,22 @@ def test_evaluations_that_were_never_recorded_are_asked_again(
 ) -> None:
     of, reference, uninterrupted = whole
     lost = Held()
-    first = records(islice(updates(of, tmp_path / "x", lost), 6))
+    first = killed(of, tmp_path / "x", 6, lost)
     assert [r.step for r in lost.requests] == [4, 8]
     assert evals(first) == {}
     second = records(updates(of, tmp_path / "x"))
     assert evals(second) == evals(uninterrupted)
     assert_same_end(tmp_path / "x", reference)
+
+
+def test_what_a_run_tells_that_goes_on_at_its_last_step_is_told_once(
+    whole: tuple[Run, Path, list[Record]], tmp_path: Path
+) -> None:
+    """It has nothing to train, and waits for evaluations that were lost."""
+    of, folder, _ = whole
+    found = kinds(records(islice(updates(of, shutil.copytree(folder, tmp_path / "x"), Held()), 4)))
+    assert found[0] == ("start", 12)
+    assert len(found) == len(set(found)) > 1
 
 
 def test_an_evaluation_in_flight_at_the_end_is_waited_for(tiny: MakeRun, tmp_path: Path) -> None:
@@ -227,11 +276,11 @@ def test_a_damaged_newest_checkpoint_is_noted_and_the_older_one_taken(
     whole: tuple[Run, Path, list[Record]], tmp_path: Path
 ) -> None:
     of, reference, uninterrupted = whole
-    first = records(islice(updates(of, tmp_path / "x"), 6))
+    first = killed(of, tmp_path / "x", 6)
     damage(tmp_path / "x", 8)
     second = records(updates(of, tmp_path / "x", known=first))
-    assert kinds(second)[:2] == [("start", 4), ("note", None)]
-    assert "step_00000008 is damaged" in second[1]["text"]
+    assert kinds(second)[0] == ("start", 4)
+    assert ["step_00000008 is damaged" in r["text"] for r in second if r["kind"] == "note"] == [True]
     assert_same_end(tmp_path / "x", reference)
     assert evals(first) | evals(second) == evals(uninterrupted)
     assert len(list((tmp_path / "x").glob("step_00000008.*.corrupt"))) == 1
@@ -242,23 +291,22 @@ def test_a_damaged_older_checkpoint_stops_nothing(
     recorded: bool, whole: tuple[Run, Path, list[Record]], tmp_path: Path
 ) -> None:
     of, reference, _ = whole
-    first = records(islice(updates(of, tmp_path / "x", None if recorded else Held()), 6))
+    first = killed(of, tmp_path / "x", 6, None if recorded else Held())
     damage(tmp_path / "x", 4)
     second = records(updates(of, tmp_path / "x", known=first))
     assert kinds(second)[0] == ("start", 8)
     assert_same_end(tmp_path / "x", reference)
 
 
-def test_with_all_checkpoints_damaged_the_run_begins_again_and_says_why(
-    whole: tuple[Run, Path, list[Record]], tmp_path: Path
-) -> None:
-    of, reference, _ = whole
-    first = records(islice(updates(of, tmp_path / "x"), 6))
+def test_with_all_checkpoints_damaged_nothing_is_trained_again_from_0(tiny: MakeRun, tmp_path: Path) -> None:
+    of, folder = tiny(), tmp_path / "x"
+    first = killed(of, folder, 6)
     for step in (4, 8):
-        damage(tmp_path / "x", step)
-    second = records(updates(of, tmp_path / "x", known=first))
-    assert kinds(second)[:3] == [("start", 0), ("note", None), ("note", None)]
-    assert_same_end(tmp_path / "x", reference)
+        damage(folder, step)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"step_00000008.*\.corrupt; delete the folder"):
+            records(updates(of, folder, known=first))
+    assert steps(folder) == []
 
 
 def test_a_folder_of_another_config_is_refused(tiny: MakeRun, tmp_path: Path) -> None:
@@ -289,7 +337,7 @@ def plant(of: Run, folder: Path, step: int, part: str, member: int) -> None:
     saved = checkpoint.load(path_of(folder, step))
     tree = saved.snapshot.state["acting"] if part == "policy_ema" else saved.snapshot.state
     next(tensors(tree[part]))[member].fill_(torch.nan)
-    checkpoint.save(folder, saved.snapshot, of[0], of[1].spec)
+    checkpoint.save(folder, saved.snapshot, of[0], of[1].spec, 0.0, {})
 
 
 @pytest.mark.parametrize("part", ["policy", "policy_ema", "critic", "critic_target"])
@@ -297,7 +345,7 @@ def test_one_diverged_member_leaves_the_other_as_it_was(
     part: str, whole: tuple[Run, Path, list[Record]], tmp_path: Path
 ) -> None:
     of, reference, uninterrupted = whole
-    first = records(islice(updates(of, tmp_path / "x"), 3))
+    first = killed(of, tmp_path / "x", 3)
     plant(of, tmp_path / "x", 4, part, member=1)
     second = records(updates(of, tmp_path / "x", known=first))
     end = second[-1]
@@ -312,14 +360,15 @@ def test_one_diverged_member_leaves_the_other_as_it_was(
 def test_a_diverged_member_is_not_evaluated_after_a_resume_either(tiny: MakeRun, tmp_path: Path) -> None:
     """Its critic is NaN and its policy, which the critic does not touch at alpha 0, is finite."""
     of = tiny(algo__alpha=0)
-    first = records(islice(updates(of, tmp_path / "x"), 3))
+    first = killed(of, tmp_path / "x", 3)
     plant(of, tmp_path / "x", 4, "critic", member=1)
     lost = Held()
-    second = records(islice(updates(of, tmp_path / "x", lost, known=first), 3))
-    assert kinds(second)[-1] == ("train", 8, 0)
+    with closing(updates(of, tmp_path / "x", lost, known=first)) as going:
+        assert kinds(records(islice(going, 3)))[-1] == ("train", 8, 0)
     assert [(r.step, list(r.members)) for r in lost.requests] == [(8, [0])]
     again = Held()
-    next(updates(of, tmp_path / "x", again, known=first))
+    with closing(updates(of, tmp_path / "x", again, known=first)) as going:
+        next(going)
     assert [(r.step, list(r.members)) for r in again.requests] == [(8, [0])]
 
 

@@ -1,50 +1,98 @@
-"""What a folder's records say of the work: what was asked, what has ended, what is still owed."""
+"""The single writer of a folder's records, and the state that they add up to."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from offrl_ray import records
 from offrl_ray.errors import UsageError
+from offrl_ray.sweep.state import NAME, State
 
 Record = dict[str, Any]
+LOCK = ".lock"
+LOOK_SECONDS = 1.0  # whoever only looks whether a driver runs has the lock for an instant
 
 
 class Ledger:
-    """The records of a folder as they are now; an empty or absent folder owes everything."""
+    """Owns a folder for as long as it is open.
+
+    Raises UsageError if another process does, and says which.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._log = records.read(folder).records if (folder / records.FILE).exists() else []
-        self.plan: Record | None = next((r for r in self._log if r["kind"] == "plan"), None)
-        self._ends: dict[str, str] = {}
-        for r in self._log:
-            if r["kind"] == "end":
-                self._ends[r["trial"]] = r["status"]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder / LOCK)
+        self._writer: records.Writer | None = None
+        try:
+            self._lock.acquire(timeout=LOOK_SECONDS)
+        except filelock.Timeout:
+            raise UsageError([f"{folder} is being written{_who(State.read(folder))}; {WAIT.format(folder)}"]) from None
+        try:
+            self.log, self.problems = records.read(folder) if (folder / records.FILE).exists() else ([], [])
+            self.state = State(self.log)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def replay(self, learn: Callable[[Record], None]) -> None:
+        """Build the state anew, and show every record to `learn` at the moment when the state has taken it in."""
+        self.state = State()
+        for record in self.log:
+            self.state.add(record)
+            learn(record)
+
+    def write(self, batch: Sequence[Record], learn: Callable[[Record], None] = lambda record: None) -> None:
+        """Make records durable, then add each to the state and show it to `learn`."""
+        if not batch:
+            return
+        self._writer = self._writer or records.Writer(self.folder)
+        for record in self._writer.write_all(batch):
+            self.log.append(record)
+            self.state.add(record)
+            learn(record)
 
     def check(self, digest: str, data: Sequence[Record]) -> None:
         """Raises UsageError unless the folder is free, or holds exactly this work on exactly this data."""
-        if not self._log:
-            return
-        if self.plan is None or self.plan["digest"] != digest:
-            raise UsageError([f"{self.folder} holds another run or sweep, its plan differs; choose another folder"])
-        before, now = ([f["digest"] for f in files] for files in (self.plan["data"], data))
-        if before != now:
-            changed = ", ".join(f["file"] for f in data if f["digest"] not in before)
-            raise UsageError([f"{self.folder} was begun on other data, {changed} has changed; choose another folder"])
+        check(self.folder, self.state, digest, data)
 
-    def is_open(self, trial: str) -> bool:
-        """True if the trial has no end; one that failed is open again."""
-        return self._ends.get(trial, "failed") == "failed"
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+        self._lock.release()
 
-    def evaluated(self, trial: str, seeds: Sequence[int]) -> frozenset[int]:
-        """Steps whose evaluation is recorded for all seeds."""
-        found: dict[int, set[int]] = {}
-        for r in self._log:
-            if r["kind"] == "eval" and r["trial"] == trial:
-                found.setdefault(r["step"], set()).add(r["seed"])
-        return frozenset(step for step, done in found.items() if done >= set(seeds))
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+WAIT = "`offrl-ray status {0}` shows how far it is, `offrl-ray stop {0}` ends it"
+
+
+def _who(state: State) -> str:
+    s = state.session
+    if s is None:
+        return " by another process"
+    since = datetime.fromtimestamp(s["time"]).strftime("%Y-%m-%d %H:%M:%S")
+    return f" by process {s['pid']!r} on {s['host']!r} since {since}"
+
+
+def check(folder: Path, state: State, digest: str, data: Sequence[Record]) -> None:
+    """Raises UsageError unless the state is empty, or of exactly this work on exactly this data."""
+    if not state.count:
+        return
+    if state.plan is None or state.plan["digest"] != digest:
+        raise UsageError([f"{folder} holds another run or sweep, its plan differs; choose another folder"])
+    before, now = ([f["digest"] for f in files] for files in (state.plan["data"], data))
+    if before != now:
+        changed = ", ".join(str(f["file"]) for f in data if f["digest"] not in before) or "their order or number"
+        raise UsageError([f"{folder} was begun on other data: {changed} has changed; choose another folder"])
 
 
 def place_problems(folder: Path) -> list[str]:
@@ -55,3 +103,16 @@ def place_problems(folder: Path) -> list[str]:
         if path.exists():
             return [f"--out: {path} is no folder; choose another place for the results"]
     return []
+
+
+def safe_trial(folder: Path, name: object) -> Path:
+    """Where a trial keeps its checkpoints. Records may be forged, so the name is checked.
+
+    Raises UsageError if it would lead anywhere but to FOLDER/trials/NAME itself.
+    """
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise UsageError([f"{folder}: a trial must be named {NAME.pattern}, but is {name!r}; do not trust its records"])
+    path = folder / "trials" / name
+    if path.resolve() != folder.resolve() / "trials" / name:
+        raise UsageError([f"{path} is a link to {path.resolve()}; a trial must lie in the sweep's own folder"])
+    return path
