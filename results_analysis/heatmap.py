@@ -16,7 +16,7 @@ from statistics import fmean
 if __package__ in (None, ""):  # run as a script: its own folder's modules are not the top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from offrl_ray.errors import UsageError
+from offrl_ray.errors import UsageError, plain
 from results_analysis import plots
 from results_analysis.load import Axis, Grid, Sweep, Trial, find_grid, load, short
 from results_analysis.stats import Estimate, mean_over_seeds, rate_over_seeds
@@ -76,10 +76,10 @@ def tile(grid: Grid, trial: Trial, metric: str) -> plots.Tile:
     """A cell as drawn."""
     e, n, planned = estimate(trial, metric), len(trial.finished), len(trial.seeds)
     complete = trial.status == "completed"
-    lines = _text(metric, e) or [f"no {metric}" if n else trial.status]
+    lines = _text(metric, e) or [f"no {metric}" if n else plain(trial.status)]
     lines.append(f"n = {n}" if n == planned else f"n = {n} of {planned}")
     if n and not complete:
-        lines.append(trial.status)
+        lines.append(plain(trial.status))
     inert = [short(a.key) for a in (grid.rows, grid.columns) if a.key and a.key not in trial.point]
     if inert:
         lines[-1] += f", any {' and '.join(inert)}"
@@ -100,7 +100,7 @@ def title(sweep: Sweep, grid: Grid) -> str:
         f"step {_span(steps)}",
         *(f"{short(k)} = {v}" for k, v in grid.fixed.items()),
     ]
-    return f"{sweep.name}{env and ': '}{env}\n{', '.join(facts)}"
+    return "\n".join(map(plain, (f"{sweep.name}{env and ': '}{env}", ", ".join(facts))))
 
 
 def _span(values: set[int]) -> str:
@@ -108,7 +108,7 @@ def _span(values: set[int]) -> str:
 
 
 def _ticks(axis: Axis) -> plots.Ticks:
-    return plots.Ticks(short(axis.key), list(map(str, axis.values))) if axis.key else plots.Ticks("", [""])
+    return plots.Ticks(plain(short(axis.key)), list(map(plain, axis.values))) if axis.key else plots.Ticks("", [""])
 
 
 def picture(sweep: Sweep, grid: Grid) -> bytes:
@@ -127,14 +127,14 @@ def picture(sweep: Sweep, grid: Grid) -> bytes:
 
 def table(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """The cells for a terminal, with what went wrong below."""
-    lines = [[*map(short, sweep.axes), "seeds", *METRICS, "status"]]
+    lines = [[*map(plain, map(short, sweep.axes)), "seeds", *METRICS, "status"]]
     for t in trials:
         cells = [" ".join(_text(m, estimate(t, m))) or "-" for m in METRICS]
-        point = [str(t.point.get(k, "any")) for k in sweep.axes]
-        lines.append([*point, f"{len(t.finished)}/{len(t.seeds)}", *cells, t.status])
+        point = [plain(t.point.get(k, "any")) for k in sweep.axes]
+        lines.append([*point, f"{len(t.finished)}/{len(t.seeds)}", *cells, plain(t.status)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(text + [f"{t.name}: {t.status}: {t.reason}" for t in trials if t.reason])
+    return "\n".join(text + [plain(f"{t.name}: {t.status}: {t.reason}") for t in trials if t.reason])
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sweep = load(args.folder)
         for problem in sweep.problems:
-            print(f"skipped a damaged record: {problem}", file=sys.stderr)
+            print(f"skipped a damaged record: {plain(problem)}", file=sys.stderr)
         grid = find_grid(sweep, args.x, args.y, args.where)
     except UsageError as e:
         print(f"heatmap.py: nothing written\n{e}", file=sys.stderr)
