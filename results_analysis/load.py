@@ -39,7 +39,7 @@ class Trial:
 
     @property
     def status(self) -> str:
-        """completed, unfinished, diverged, partly diverged, or the end record's own word, such as failed."""
+        """completed, unfinished, diverged, partly diverged, or the end record's own word: failed or pruned."""
         if self.end is None:
             return "unfinished"
         if self.end["status"] not in ("completed", "diverged"):
@@ -85,35 +85,43 @@ def load(folder: str | Path) -> Sweep:
     except OSError as e:
         raise UsageError([f"{folder}: {e.strerror}; {expected}"]) from None
     plan = next((r for r in reversed(log.records) if r["kind"] == "plan"), None)
-    if plan is None or not plan["points"]:
+    points = _points(log.records, plan) if plan else []
+    if plan is None or not points:
         damaged = f", {len(log.problems)} damaged lines (first: {log.problems[0]})" if log.problems else ""
-        what = "no plan in its records" if plan is None else "its plan has no points"
+        what = "no plan in its records" if plan is None else "its plan has no points, and none was asked for"
         raise UsageError([f"{folder}: {what}{damaged}; {expected}"])
-    trials = _trials(plan, log.records)
+    trials = _trials(points, log.records)
     return Sweep(Path(folder), plan["name"], plan.get("question") or "", plan["axes"], trials, log.problems)
 
 
-def _trials(plan: Record, log: list[Record]) -> list[Trial]:
-    # After a resume the same step may be recorded again: the later record replaces the earlier.
+def _points(log: list[Record], plan: Record) -> list[Record]:
+    """Those of the grid and those that a search asked for, without those that are the same run as another."""
+    asked = [r for r in log if r["kind"] == "point"]
+    return [p for p in (*plan["points"], *asked) if p.get("same_as") is None]
+
+
+def _trials(points: list[Record], log: list[Record]) -> list[Trial]:
+    # After a resume the same step may be recorded again: the later record replaces the earlier. A part of an
+    # evaluation is none.
     runs: dict[tuple[str, str, int], dict[int, Record]] = {}
     ends: dict[str, Record] = {}
     for r in log:
-        if r["kind"] in ("train", "eval"):
+        if r["kind"] == "train" or (r["kind"] == "eval" and len(r["success_once"]) == r["episodes"]):
             runs.setdefault((r["kind"], r["trial"], r["seed"]), {})[r["step"]] = r
         elif r["kind"] == "end":
             ends[r["trial"]] = r
-        elif r["kind"] == "start":
+        elif r["kind"] in ("start", "retry"):
             ends.pop(r["trial"], None)
 
     def by_step(kind: str, trial: str, seed: int) -> list[Record]:
         return [r for _, r in sorted(runs.get((kind, trial, seed), {}).items())]
 
     trials = []
-    for p in plan["points"]:
+    for p in points:
         name, end, seeds = p["trial"], ends.get(p["trial"]), []
         for seed in p["seeds"]:
             evals = by_step("eval", name, seed)
-            final = next((r for r in evals if r["step"] == p["steps"] and r["success_once"]), None)
+            final = next((r for r in evals if r["step"] == p["steps"]), None)
             diverged = ((end or {}).get("diverged") or {}).get(str(seed))
             seeds.append(Seed(seed, by_step("train", name, seed), evals, final, diverged))
         trials.append(Trial(name, p["point"], p["config"], p["steps"], seeds, end))

@@ -1,9 +1,12 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,22 @@ from offrl_ray.distributed import launch
 from offrl_ray.errors import UsageError
 from offrl_ray.records import FILE, read
 from offrl_ray.sweep.plan import Sweep
+from tests import ledgers
 from tests.conftest import ACTION, TINY, Length, ToyEnv, WriteFile
 from tests.test_plan import CPQL, CQL_DQN
 
 Capture = pytest.CaptureFixture[str]
 LENGTHS = [6, Length(9, ()), 12]
+FOLDER_COMMANDS = {
+    "status": [],
+    "fsck": [],
+    "rebuild": [],
+    "resume": [],
+    "stop": [],
+    "retry": ["--failed"],
+    "extend": ["--trials", "5"],
+    "export": ["--best", "exported"],
+}
 
 
 class Forbidden:
@@ -35,7 +49,7 @@ class Forbidden:
 def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No simulator, no Ray, no collecting, and relative paths lead to an empty folder."""
     monkeypatch.setattr("offrl_ray.evaluate.open_env", lambda env: ToyEnv(env.num_envs, env.max_steps))
-    monkeypatch.setattr(launch, "_sweep", Forbidden)
+    monkeypatch.setattr(launch, "drive", Forbidden)
     monkeypatch.setattr(launch, "collect", Forbidden)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
@@ -259,7 +273,11 @@ def test_a_dry_run_shows_every_point_and_writes_nothing(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("spelling", ["demos.h5", '["demos.h5"]', "demos.h5,demos.h5"])
-def test_files_are_given_by_one_name_or_by_several(spelling: str, capsys: Capture) -> None:
+def test_files_are_given_by_one_name_or_by_several(
+    spelling: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "load", lambda work: (None, work))
+    monkeypatch.setattr("offrl_ray.probe.report", lambda *about: "")
     assert sweep("--dry-run", "--set", f"data.files={spelling}") == 0
     assert str(Path("demos.h5").resolve()) in capsys.readouterr().out
 
@@ -277,7 +295,7 @@ def test_a_network_of_a_later_point_that_does_not_fit_is_found_at_once(
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["collect"], ["data"], ["data", "check"], ["train"], ["evaluate"], ["describe"]],
+    [[], ["data", "check"], *([c] for c in ("collect", "data", "train", "evaluate", "describe", *FOLDER_COMMANDS))],
     ids=" ".join,
 )
 def test_every_command_explains_itself(argv: list[str], capsys: Capture) -> None:
@@ -386,9 +404,10 @@ def test_data_check_of_no_file_exits_with_2(path: str, capsys: Capture) -> None:
 
 
 def final(folder: Path = Path("out")) -> list[dict[str, Any]]:
-    """The last evaluation of every seed, without what a clock says."""
+    """The last evaluation of every seed, without what a clock says or how often it was started."""
     last = {r["seed"]: r for r in read(folder).records if r["kind"] == "eval" and r["step"] == 12}
-    return [{k: v for k, v in last[s].items() if k not in ("seq", "time", "seconds")} for s in sorted(last)]
+    clock = ("seq", "time", "seconds", "attempt")
+    return [{k: v for k, v in last[s].items() if k not in clock} for s in sorted(last)]
 
 
 def ends(folder: Path = Path("out")) -> list[str]:
@@ -443,6 +462,9 @@ def test_a_run_that_was_interrupted_goes_on(
     assert read("out").problems == []
     assert final() == final(Path("whole"))
     assert ends() == ["completed"]
+    capsys.readouterr()
+    assert cli.main(["fsck", "out"]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out == "clean: 1 of 1 ended\n"
     evaluated = [(r["step"], r["seed"]) for r in read("out").records if r["kind"] == "eval"]
     assert sorted(evaluated) == [(s, m) for s in (4, 8, 12) for m in (0, 1)]
 
@@ -534,7 +556,7 @@ def test_evaluate_prints_rates_with_intervals(trained: Path, capsys: Capture) ->
 def test_evaluate_of_a_checkpoint_with_a_diverged_member_tells_of_the_others(trained: Path, capsys: Capture) -> None:
     saved = checkpoint.load(trained)
     next(iter(saved.snapshot.state["acting"]["policy_ema"].values()))[1].fill_(torch.nan)
-    checkpoint.save(trained.parent, saved.snapshot, saved.cfg, saved.spec)
+    checkpoint.save(trained.parent, saved.snapshot, saved.cfg, saved.spec, 0.0, {})
     assert cli.main(["evaluate", str(trained), "--episodes", "2"]) in (0, 1)
     out = capsys.readouterr().out
     assert "seed 0: success_once" in out
@@ -581,3 +603,202 @@ def test_a_typo_in_a_sweep_does_not_make_good_data_look_bad(write_file: WriteFil
     given = ["--set", f"data.files={path}", "--set", "algo.cql_alpa=1"]
     assert sweep(*given, of=CQL_DQN) == 2
     assert capsys.readouterr().err.startswith("1 problem:\n- algo.cql_alpa")
+
+
+# -- a sweep's folder
+
+
+@pytest.fixture
+def folder() -> Path:
+    """A sweep of three trials, two completed and one failed, that nobody drives."""
+    more = {"objectives": ledgers.after("return"), "search": {"trials": 3}}
+    points = [{"kind": "point", **ledgers.point(f"0{i}", number=i)} for i in range(3)]
+    failed = ledgers.end("02", "failed", step=2, failure="oom", reason="too big")
+    log = [*ledgers.whole("00"), *ledgers.whole("01", once=[1, 1]), ledgers.start("02"), failed]
+    ledgers.write(Path("runs/toy"), [ledgers.plan([], **more), ledgers.session(), *points, *log])
+    return Path("runs/toy")
+
+
+@pytest.mark.parametrize("command", FOLDER_COMMANDS)
+@pytest.mark.parametrize("kind", ["missing", "no records", "a file", "no plan", "foreign"])
+def test_a_folder_without_a_sweep_is_refused(command: str, kind: str, refused: Callable[..., list[str]]) -> None:
+    path = Path("x")
+    if kind == "a file":
+        path.write_text("precious")
+    elif kind != "missing":
+        path.mkdir()
+    if kind == "no plan":
+        ledgers.write(path, [ledgers.session()])
+    elif kind == "foreign":
+        (path / FILE).write_text("hello\n")
+    if command == "fsck" and kind in ("no plan", "foreign"):
+        assert cli.main(["fsck", "x"]) == (kind == "foreign")
+        return
+    (problem,) = refused(lambda: cli.main([command, "x", *FOLDER_COMMANDS[command]]))
+    assert "x is no sweep's folder" in problem
+
+
+def test_status_is_told_to_people_and_to_programs(folder: Path, capsys: Capture) -> None:
+    before = files(folder)
+    assert cli.main(["status", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "toy: 3 of 3 done" in told
+    assert "2 completed" in told
+    assert "1 failed (1 oom)" in told
+    assert cli.main(["status", str(folder), "--json"]) == 0
+    found = strict(capsys.readouterr().out)
+    assert (found["completed"], found["failed"], found["failures"]) == (2, 1, {"oom": 1})
+    assert (found["best"]["trial"], found["best"]["metric"], found["driver"]) == ("00", "return", None)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_status_is_watched_until_no_driver_runs(options: list[str], folder: Path, capsys: Capture) -> None:
+    assert cli.main(["status", str(folder), "--watch", *options]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert ("toy: 3 of 3 done" in out) is not bool(options)
+    assert (json.loads(out)["total"] == 3) if options else True
+
+
+def test_fsck_tells_what_is_wrong(folder: Path, capsys: Capture) -> None:
+    assert cli.main(["fsck", str(folder)]) == 0
+    assert capsys.readouterr().out == "clean: 3 of 3 ended\n"
+    (folder / FILE).write_bytes((folder / FILE).read_bytes().replace(b"too big", b"too bad"))
+    assert cli.main(["fsck", str(folder)]) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("N1: ")
+    assert last == "1 violation"
+    assert cli.main(["fsck", str(folder), "--json"]) == 1
+    found = strict(capsys.readouterr().out)
+    assert (found["clean"], len(found["violations"]), found["open"]) == (False, 1, ["02"])
+
+
+def test_fsck_reads_every_checkpoint_unless_it_is_told_to_be_quick(trained: Path, capsys: Capture) -> None:
+    content = bytearray((trained / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    assert cli.main(["fsck", "out"]) == 0
+    (trained / "state.pt").write_bytes(content)
+    assert cli.main(["fsck", "out", "--quick"]) == 0
+    capsys.readouterr()
+    assert cli.main(["fsck", "out"]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("N5: ")
+    assert "step_00000012 is damaged" in told
+
+
+def test_rebuild_writes_what_is_derived(folder: Path, capsys: Capture) -> None:
+    records = (folder / FILE).read_bytes()
+    assert cli.main(["rebuild", str(folder)]) == 0
+    assert {p.name for p in folder.iterdir()} == {FILE, "tb", "optuna.journal", "trials.csv"}
+    assert capsys.readouterr().out.count("wrote ") == 3
+    assert (folder / FILE).read_bytes() == records
+    assert cli.main(["fsck", str(folder)]) == 0
+
+
+def test_a_full_disk_has_its_exit_code(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("offrl_ray.sweep.derived.rebuild", full)
+    assert cli.main(["rebuild", str(folder)]) == 74
+    assert "the disk is full" in capsys.readouterr().err
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is asked of the module that drives sweeps, which answers with exit code 1, and of the one that exports."""
+    calls: list[tuple[Any, ...]] = []
+
+    def answer(name: str) -> Callable[..., int]:
+        return lambda *args: calls.append((name, *args)) or 1  # type: ignore[func-returns-value]
+
+    names = ("resume", "stop", "retry", "extend")
+    monkeypatch.setitem(
+        sys.modules, "offrl_ray.distributed.manage", SimpleNamespace(**{name: answer(name) for name in names})
+    )
+    monkeypatch.setitem(sys.modules, "offrl_ray.export", SimpleNamespace(export=answer("export")))
+    return calls
+
+
+def test_commands_on_a_folder_are_handed_on(folder: Path, called: list[tuple[Any, ...]]) -> None:
+    path = str(folder)
+    commands = [["resume", path], ["stop", path], ["stop", path, "01"], ["retry", path, "--failed"]]
+    commands += [["retry", path, "--failed", "--reason", "oom"], ["extend", path, "--trials", "5"]]
+    assert [cli.main(c) for c in commands] == [1] * 6
+    asked = [("resume", folder), ("stop", folder, None), ("stop", folder, "01"), ("retry", folder, None)]
+    assert called == [*asked, ("retry", folder, "oom"), ("extend", folder, 5)]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("stop", ["03"], ["no trial '03'", "known: 00, 01, 02"]),
+        ("stop", ["../00"], ["name must match", "'../00'"]),
+        ("retry", ["--failed", "--reason", "omm"], ["--reason", "did you mean oom"]),
+        ("extend", ["--trials", "0"], ["--trials", "0"]),
+        ("export", ["../00", "out"], ["name must match"]),
+        ("export", ["05", "out"], ["no trial '05'"]),
+        ("export", ["out"], ["--best or the name"]),
+        ("export", ["00", "out", "--best"], ["--best or the name"]),
+        ("export", ["02", "out"], ["02 has no checkpoint"]),
+    ],
+)
+def test_what_a_folder_does_not_hold_is_refused(
+    command: str,
+    options: list[str],
+    words: list[str],
+    folder: Path,
+    called: list[tuple[Any, ...]],
+    refused: Callable[..., list[str]],
+) -> None:
+    assert_named(refused(lambda: cli.main([command, str(folder), *options])), words)
+    assert called == []
+
+
+def test_a_grid_cannot_be_extended(refused: Callable[..., list[str]]) -> None:
+    ledgers.write(Path("grid"), [ledgers.plan([ledgers.point("00")])])
+    assert_named(refused(lambda: cli.main(["extend", "grid", "--trials", "5"])), ["holds a grid"])
+
+
+def test_nothing_is_best_before_a_trial_completes(refused: Callable[..., list[str]]) -> None:
+    ledgers.write(Path("new"), [ledgers.plan([ledgers.point("00")])])
+    assert_named(refused(lambda: cli.main(["export", "new", "--best", "out"])), ["no trial has completed"])
+
+
+@pytest.mark.parametrize(
+    ("options", "trial"), [(["--best", "out"], "00"), (["out", "--best"], "00"), (["01", "out"], "01")], ids=str
+)
+def test_export_takes_the_newest_checkpoint_of_a_trial(
+    options: list[str], trial: str, folder: Path, called: list[tuple[Any, ...]]
+) -> None:
+    for step in (4, 12):
+        checkpoint.path_of(folder / "trials" / trial, step).mkdir(parents=True)
+    assert cli.main(["export", str(folder), *options]) == 0
+    ((_, path, out, about),) = called
+    assert (path, out) == (checkpoint.path_of(folder / "trials" / trial, 12), Path("out"))
+    assert (about["trial"], about["return"], about["sweep"]) == (trial, 2.0, "toy")
+
+
+def test_export_takes_nothing_from_outside_the_folder(
+    folder: Path, called: list[tuple[Any, ...]], refused: Callable[..., list[str]]
+) -> None:
+    checkpoint.path_of(Path("elsewhere"), 12).mkdir(parents=True)
+    (folder / "trials").mkdir()
+    (folder / "trials" / "00").symlink_to(Path("elsewhere").resolve())
+    assert_named(refused(lambda: cli.main(["export", str(folder), "--best", "out"])), ["leads out of"])
+    assert called == []
+
+
+def test_a_run_is_a_folder_too(write_file: WriteFile, capsys: Capture) -> None:
+    path = write_file(LENGTHS)
+    assert train(path) == 0
+    starts = [r["attempt"] for r in read("out").records if r["kind"] == "start"]
+    assert starts == [1]
+    assert all(r["episodes"] == 2 for r in read("out").records if r["kind"] == "eval")
+    cut_after("train", step=10, seed=1)
+    assert train(path) == 0
+    assert [r["attempt"] for r in read("out").records if r["kind"] == "start"] == [1, 2]
+    capsys.readouterr()
+    assert cli.main(["status", "out", "--json"]) == 0
+    assert strict(capsys.readouterr().out)["completed"] == 1

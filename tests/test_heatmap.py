@@ -30,6 +30,7 @@ def evaluate(w: Writer, trial: str, seed: int, once: list[int], step: int = STEP
     rest = {
         "digest": "d",
         "env": {"id": "Toy-v1"},
+        "episodes": 4,
         "episode_seeds": [0, 1, 2, 3],
         "return": once,
         "length": once,
@@ -142,6 +143,22 @@ def _reopened(w: Writer) -> None:
     w.write("start", trial="00", attempt=1, step=100)
 
 
+def _retried(w: Writer) -> None:
+    _failed(w)
+    w.write("retry", trial="00")
+
+
+def _pruned(w: Writer) -> None:
+    run(w, "00", (1,))
+    end(w, "00", "pruned", "rung 1 at step 100")
+
+
+def _evaluated_in_part(w: Writer) -> None:
+    run(w, "00", (0, 1))
+    evaluate(w, "00", 2, [1, 1])
+    evaluate(w, "00", 1, [0, 0])
+
+
 def _evaluation_lost(w: Writer) -> None:
     run(w, "00", (0, 1))
     end(w, "00")
@@ -156,6 +173,9 @@ def _evaluation_lost(w: Writer) -> None:
         (_all_diverged, "0", "diverged", "seed 0: nan; seed 1: nan; seed 2: nan", ""),
         (_failed, "1", "failed", "out of memory; no evaluation at step 300 for seed 0, 2", "0.75"),
         (_reopened, "1", "unfinished", "no evaluation at step 300 for seed 0, 2", "0.75"),
+        (_retried, "1", "unfinished", "no evaluation at step 300 for seed 0, 2", "0.75"),
+        (_pruned, "1", "pruned", "rung 1 at step 100; no evaluation at step 300 for seed 0, 2", "0.75"),
+        (_evaluated_in_part, "2", "unfinished", "no evaluation at step 300 for seed 2", "0.625"),
         (_evaluation_lost, "2", "unfinished", "no evaluation at step 300 for seed 2", "0.625"),
     ],
 )
@@ -277,6 +297,22 @@ def test_points_off_the_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureF
         plan(w, AXES, [{"algo.alpha": 0.031, "algo.q_grad_mode": "last_5"}])
     assert main([str(tmp_path)]) == 2
     assert "trial 00 has algo.alpha = 0.031" in capsys.readouterr().err
+
+
+def test_points_of_a_search_are_read_and_repetitions_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"config": {}, "seeds": [0, 1, 2], "steps": STEPS, "cell": 0}
+    with Writer(tmp_path) as w:
+        plan(w, {}, [])
+        for i, same_as in enumerate([None, "00"]):
+            w.write("point", trial=f"0{i}", point={"algo.lr": 0.1}, number=i, same_as=same_as, **asked)
+        run(w, "00")
+        end(w, "00")
+    (trial,) = load(tmp_path).trials
+    assert (trial.name, trial.status, trial.point) == ("00", "completed", {"algo.lr": 0.1})
+    assert main([str(tmp_path)]) == 2
+    assert "a heatmap needs a grid, not a search" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

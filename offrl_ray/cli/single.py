@@ -1,16 +1,15 @@
-"""offrl-ray: collect, data check, train, evaluate, describe. Exit codes: 0 done, 1 failed, 2 bad input."""
+"""Commands on one file, one run, one checkpoint, one variant."""
 
 import argparse
 import json
-import os
+import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offrl_ray import __version__
-from offrl_ray.errors import UsageError
+from offrl_ray.errors import UsageError, plain
 
 if TYPE_CHECKING:
     from offrl_ray.config import RunConfig
@@ -23,32 +22,8 @@ COLLECTABLE = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The console script."""
-    args = _parser().parse_args(argv)
-    try:
-        command: Callable[[argparse.Namespace], int] = args.command
-        return command(args)
-    except UsageError as e:
-        print(e.report(), file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="offrl-ray",
-        description="Which offline-RL variant works on your robot data, and why do the others fail?",
-        epilog="Sweeps are scripts: python tune_configs/tune_cpql.py --help",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def add_to(commands: Any) -> None:
+    """`commands` is what argparse's add_subparsers returns."""
     p = commands.add_parser("collect", help="record demonstrations of a scripted expert or an online learner")
     p.add_argument("--env-id", required=True, help=COLLECTABLE)
     p.add_argument("--episodes", type=int, default=200)
@@ -91,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("variant", nargs="?", help="default: all of them")
     p.add_argument("--json", action="store_true", help="print one JSON object, variant -> about and settings")
     p.set_defaults(command=_describe)
-    return parser
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -125,12 +99,14 @@ def _data_check(args: argparse.Namespace) -> int:
         for key, value in summary.items():
             if key != "problems":
                 shown = " ".join(f"{v:.3g}" for v in value) if key.startswith("action_") else value
-                print(f"{key:13} {shown}")
-        print("problems      " + ("\n".join(f"\n- {p}" for p in found.problems) or "none"))
+                print(f"{key:13} {plain(shown)}")
+        print("problems      " + ("\n".join(f"\n- {plain(p)}" for p in found.problems) or "none"))
     return 2 if found.problems else 0
 
 
 def _train(args: argparse.Namespace) -> int:
+    from contextlib import closing
+
     from offrl_ray import records, run
     from offrl_ray.config import digest
     from offrl_ray.data.replay import prior
@@ -139,38 +115,35 @@ def _train(args: argparse.Namespace) -> int:
     from offrl_ray.sweep.plan import Point
 
     cfg, data = _checked(args)
-    ledger = Ledger(args.out)
-    ledger.check(digest(cfg), data.files)
-    folder, status = args.out / "trials" / TRIAL, ""
-    if not ledger.is_open(TRIAL):
-        _say(f"{args.out}: this run has ended; nothing to do")
-        return 0
-    env = open_env(cfg.env)
-    with records.Writer(args.out) as writer:
-        if ledger.plan is None:
-            plan = {
-                "name": args.variant,
-                "question": "",
-                "axes": {},
-                "points": [Point(TRIAL, {}, cfg).record()],
-                "digest": digest(cfg),
-            }
-            writer.write("plan", **plan, data=data.files, versions={"offrl-ray": __version__})
+    folder, env = args.out / "trials" / TRIAL, open_env(cfg.env)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run saves itself
+    with Ledger(args.out) as ledger:
+        ledger.check(digest(cfg), data.files)
+        if ledger.state.plan is None:
+            point = Point(TRIAL, {}, cfg, 0).record()
+            plan = {"name": args.variant, "question": "", "axes": {}, "points": [point], "digest": digest(cfg)}
+            ledger.write([{"kind": "plan", **plan, "data": data.files, "versions": {"offrl-ray": __version__}}])
+        trial = ledger.state.trials[TRIAL]
+        if trial.ended and trial.status != "failed":
+            _say(f"{args.out}: this run has ended; nothing to do")
+            return 0
+        if trial.ended:
+            ledger.write([{"kind": "retry", "trial": TRIAL}])
+        attempt = trial.attempt + 1
         began, first = time.monotonic(), None
         dataset = prior(data.arrays, data.spec, cfg.train.device)
-        evaluated = ledger.evaluated(TRIAL, cfg.train.seeds)
-        for update in run.run(cfg, dataset, folder, LocalEvaluator(lambda: env), TRIAL, evaluated):
-            for record in update.records:
-                writer.write(**record, time=time.time())
-                status = record.get("status", status)
-                if line := _line(record):
+        evaluator, known = LocalEvaluator(lambda: env), (trial.evaluated(), trial.reported)
+        with closing(run.run(cfg, dataset, folder, evaluator, TRIAL, *known)) as updates:
+            for update in updates:
+                ledger.write([{**record, "attempt": attempt} for record in update.records])
+                for line in filter(None, map(_line, update.records)):
                     _say(line)
-            first = update.step if first is None else first
-            if first < update.step < cfg.train.steps:
-                left = (time.monotonic() - began) * (cfg.train.steps - update.step) / (update.step - first)
-                _say(f"{update.step}/{cfg.train.steps} updates, about {left:.0f} s left")
+                first = update.step if first is None else first
+                if first < update.step < cfg.train.steps:
+                    left = (time.monotonic() - began) * (cfg.train.steps - update.step) / (update.step - first)
+                    _say(f"{update.step}/{cfg.train.steps} updates, about {left:.0f} s left")
     _say(f"records: {args.out / records.FILE}\ncheckpoints: {folder}")
-    return 0 if status == "completed" else 1
+    return 0 if trial.status == "completed" else 1
 
 
 def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":

@@ -1,0 +1,34 @@
+"""The console script offrl-ray. Exit codes: 0 done, 1 failed or open, 2 bad input, 74 disk full, 130 interrupted."""
+
+import argparse
+
+from offrl_ray import __version__
+from offrl_ray.cli import folder, single
+from offrl_ray.exits import exit_code
+
+EPILOG = """\
+sweeps are scripts: python tune_configs/tune_cpql.py --help
+
+exit codes: 0 done; 1 trials failed or are open, or something is wrong; 2 bad input, nothing was started;
+74 the disk is full; 130 and 143 interrupted by Ctrl-C and SIGTERM, what was done is saved
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    return exit_code(lambda: args.command(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="offrl-ray",
+        description="Which offline-RL variant works on your robot data, and why do the others fail?",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    single.add_to(commands)
+    folder.add_to(commands)
+    return parser
