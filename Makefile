@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv sweep test lint bench clean
+.PHONY: venv sweep test storm lint bench clean
 
 venv: $(READY)
 
@@ -20,6 +20,11 @@ sweep: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+storm: venv  # kills, freezes and damage by the hundred: an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m storm
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.storms.driver
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.storms.workers
 
 lint: venv
 	$(BIN)/ruff check .

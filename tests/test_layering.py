@@ -16,13 +16,14 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"distributed"},
+    {"probe", "export"},
     {"run"},
     {"sweep", "evaluate", "checkpoint", "collect"},
-    {"online"},
+    {"online", "exported"},
     {"train", "policy"},
     {"config"},
     {"algos", "data", "envs"},
-    {"records", "fields"},
+    {"records", "fields", "exits"},
     {"types", "errors"},
     {"__init__"},
 ]
@@ -119,7 +120,7 @@ def test_the_analysis_reads_records_and_nothing_else() -> None:
 
 
 def test_sweep_scripts_declare_and_launch_and_nothing_else() -> None:
-    allowed = {"offrl_ray.distributed.launch", "offrl_ray.sweep.plan", "offrl_ray.sweep.sizes"}
+    allowed = {"offrl_ray.distributed.launch", *(f"offrl_ray.sweep.{m}" for m in ("plan", "sizes", "space"))}
     for script in (REPOSITORY / "tune_configs").glob("*.py"):
         assert {m for m in imports(script) if m not in allowed and m.rpartition(".")[0] not in allowed} == set()
 

@@ -1,129 +1,127 @@
-"""The driver's side of a sweep: every report goes to the records at once, then to event files and the terminal."""
+"""Tune's view of the conductor: what it asks, hands in and gives up goes to one place."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
-from torch.utils.tensorboard import SummaryWriter
+from ray.tune.search import Searcher
 
-from offrl_ray.records import Writer
-from offrl_ray.sweep.plan import Point
+from offrl_ray.distributed.failures import classify, error_of, trace_of
+from offrl_ray.sweep import requests
+from offrl_ray.sweep.conductor import Conductor, Job
 
-Record = dict[str, Any]
-LINE_EVERY_SECONDS = 10
+LOOK_SECONDS = 1.0
+START_SECONDS = 120
+GRACE_SECONDS = 15  # a process that can still end itself does so before the driver does it
 
 
-class EventFiles:
-    """TensorBoard files derived from records: one run per trial and seed, on the axis of updates."""
+class _Unpickled:
+    """Tune pickles what it is given into notes that nobody reads."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._writers: dict[tuple[str, int], SummaryWriter] = {}
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
-    def add(self, record: Record) -> None:
-        if record["kind"] == "train":
-            values = {f"train/{k}": v for k, v in record["metrics"].items()}
-        elif record["kind"] == "eval":
-            names = ("success_once", "success_at_end", "return", "length")
-            values = {f"eval/{n}": sum(record[n]) / len(record[n]) for n in names}
-        else:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Unpickled":
+        return self
+
+
+class Jobs(_Unpickled, Searcher):
+    """A `Searcher` whose suggestions are the conductor's jobs."""
+
+    def __init__(self, conductor: Conductor):
+        super().__init__()
+        self._conductor = conductor
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        job = self._conductor.next()
+        if job is None:
+            return Searcher.FINISHED if self._conductor.finished else None
+        return {"job": job}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None: ...
+
+
+class Reports(_Unpickled, tune.Stopper):
+    """Called with a result before anything else of Tune sees it: what it holds is made durable first."""
+
+    def __init__(self, conductor: Conductor, watch: "Watch"):
+        self._conductor, self._watch = conductor, watch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        # taken out of the result, so that Tune does not keep every record a second time
+        batch, trial = result.pop("records"), result["trial"]
+        self._watch.heard(trial)
+        return self._conductor.take(trial, batch) or self._watch.saved
+
+    def stop_all(self) -> bool:
+        return self._watch.saved
+
+
+class Watch(_Unpickled, tune.Callback):
+    """Looks after what Tune does not: trials that say nothing, requests from outside, attempts that were lost."""
+
+    def __init__(self, conductor: Conductor, folder: Path, hang_seconds: float, tick: Callable[[], None]):
+        self._conductor, self._folder, self._limit, self._tick = conductor, folder, hang_seconds, tick
+        self._heard: dict[str, float] = {}
+        self._looked = 0.0
+        self._moved = time.monotonic()  # when a trial ran last, or none waited
+        self.saved = False  # all trials, because the conductor drains
+
+    def heard(self, trial: str) -> None:
+        self._heard[trial] = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.heard(trial.config["job"].trial)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._conductor.draining and not self.saved:
+            self._save(trials)
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
             return
-        run = (record["trial"], record["seed"])
-        if run not in self._writers:
-            self._writers[run] = SummaryWriter(str(self._folder / run[0] / f"seed_{run[1]}"))
-        for tag, value in values.items():
-            self._writers[run].add_scalar(tag, value, record["step"])
-        self._writers[run].flush()
+        self._looked = now
+        requests.obey(self._folder, self._conductor)
+        for trial in trials:
+            name = trial.config["job"].trial
+            actor = trial.temporary_state.ray_actor
+            silent = trial.status == "RUNNING" and now - self._heard.get(name, now) > self._limit + GRACE_SECONDS
+            if silent and actor is not None:
+                self.heard(name)
+                self._tell(trial.config["job"])
+                ray.kill(actor)
+        self._stuck(now, [t.status for t in trials])
+        self._tick()
 
-    def close(self) -> None:
-        for w in self._writers.values():
-            w.close()
+    def _stuck(self, now: float, statuses: list[str]) -> None:
+        """A process that freezes while it starts is no trial's yet; nor is one that the cluster has no room for."""
+        if "RUNNING" in statuses or "PENDING" not in statuses:
+            self._moved = now
+        elif now - self._moved > max(self._limit, START_SECONDS):
+            free = ray.available_resources()
+            self._conductor.drain(f"a trial waits and none has started for {now - self._moved:.0f} s; free are {free}")
 
+    def _save(self, trials: list[Any]) -> None:
+        """Let every trial end its step and save itself; Tune kills those that take more than 5 s."""
+        actors = [t.temporary_state.ray_actor for t in trials if t.status == "RUNNING"]
+        stops = [a.stop.remote() for a in actors if a]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=self._limit)
+        self.saved = True
 
-class Progress:
-    """What a person wants to see while a sweep runs."""
-
-    def __init__(self, points: list[Point], say: Callable[[str], None]):
-        self._points = {p.trial: p for p in points}
-        self._steps = dict.fromkeys(self._points, 0)
-        self._total = sum(p.cfg.train.steps for p in points)
-        self._skipped = 0  # steps that an earlier session had done
-        self._say, self._began, self._last = say, time.monotonic(), 0.0
-        self._started: set[str] = set()
-        self._ended: set[str] = set()
-        self._best: tuple[float, str] | None = None
-        self._scores: dict[tuple[str, int], float] = {}
-        self._returns: dict[tuple[str, int], float] = {}
-
-    def add(self, record: Record) -> None:
-        trial = record["trial"]
-        if record["kind"] == "start":
-            self._started.add(trial)
-            self._skipped += record["step"] - self._steps[trial]
-        if record["kind"] in ("start", "train"):
-            self._steps[trial] = record["step"]
-        if record["kind"] == "eval" and record["step"] == self._points[trial].cfg.train.steps:
-            self._scores[trial, record["seed"]] = sum(record["success_once"]) / len(record["success_once"])
-            self._returns[trial, record["seed"]] = sum(record["return"]) / len(record["return"])
-        if record["kind"] == "end":
-            self._ended.add(trial)
-            self._end(record)
-        elif time.monotonic() - self._last > LINE_EVERY_SECONDS:
-            self._last = time.monotonic()
-            self._say(self._line())
-
-    def _end(self, record: Record) -> None:
-        mean, ret = (_mean(d, record["trial"]) for d in (self._scores, self._returns))
-        if mean is not None and (self._best is None or mean > self._best[0]):
-            self._best = (mean, record["trial"])
-        score = f", success_once {mean:.2f}, return {ret:.4g}" if mean is not None else ""
-        reason = f" ({record['reason']})" if record["reason"] else ""
-        self._say(f"  {record['trial']}: {record['status']} at {record['step']} updates{score}{reason}")
-        self._say(self._line())
-
-    def _line(self) -> str:
-        elapsed = time.monotonic() - self._began
-        updates, asked = sum(self._steps.values()) - self._skipped, self._total - self._skipped
-        eta = f"{_clock(elapsed * (asked / updates - 1))} left" if updates > 0 else "no estimate yet"
-        best = f", best success_once {self._best[0]:.2f} at {self._best[1]}" if self._best else ""
-        running = len(self._started - self._ended)
-        done = f"{len(self._ended)}/{len(self._points)} points done, {running} running"
-        return f"{done}, {_clock(elapsed)} gone, {eta}{best}"
-
-
-def _mean(scores: dict[tuple[str, int], float], trial: str) -> float | None:
-    found = [v for (t, _), v in scores.items() if t == trial]
-    return sum(found) / len(found) if found else None
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-class RecordKeeper(tune.Callback):
-    """Single writer of the sweep's records."""
-
-    def __init__(self, writer: Writer, events: EventFiles, progress: Progress, points: list[Point]):
-        self._writer, self._events, self._progress, self._points = writer, events, progress, points
-
-    def write(self, record: Record) -> None:
-        self._writer.write(**record, time=time.time())
-        self._events.add(record)
-        self._progress.add(record)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        # taken out of the result, so that Tune does not store every record a second time
-        for record in result.pop("records", []):
-            self.write(record)
+    def _tell(self, job: Job) -> None:
+        trace = trace_of(self._folder / "trials" / job.trial, job.attempt)
+        trace.parent.mkdir(parents=True, exist_ok=True)  # it may not even have begun
+        trace.write_text(f"no word for {self._limit:g} s, and no stacks: the process was stopped from outside\n")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        point = self._points[trial.config["point"]]
-        error = str(trial.get_error() or "").strip().splitlines()
-        reason = error[-1] if error else "unknown"
-        step = int((trial.last_result or {}).get("updates", 0))
-        end = {"status": "failed", "reason": reason, "step": step, "diverged": {}, "cost": {}}
-        self.write({"kind": "end", "trial": point.trial, **end})
+        job, error = trial.config["job"], error_of(trial)
+        folder = self._folder / "trials" / job.trial
+        failure, reason = classify(error, trace_of(folder, job.attempt))
+        if failure == "code":  # one line does not tell where
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"error_{job.attempt}.txt").write_text(f"{error}\n")
+            reason += f"; the traceback is in error_{job.attempt}.txt"
+        self._conductor.lost(job.trial, failure, reason)

@@ -4,8 +4,9 @@ The driver makes the actors before any trial exists, so that trials cannot take 
 finds them by name. A trial never waits for one inside a step, and an actor never calls a trial.
 """
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -15,6 +16,7 @@ from offrl_ray.online import Job, Segment, execute
 from offrl_ray.types import Env
 
 RETRIES = 2
+ANSWER_SECONDS = 15  # more than an actor takes to restart
 
 
 class RolloutActor:
@@ -25,22 +27,29 @@ class RolloutActor:
 
         torch.set_num_threads(1)
         self._envs: dict[EnvConfig, Env] = {}
+        self._since: float | None = None
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
-        env = request.cfg.env
-        if env not in self._envs:
-            for other in self._envs.values():
-                other.close()
-            self._envs = {env: open_env(env)}
-        return evaluate_members(request, self._envs[env])
+        env, self._since = request.cfg.env, time.monotonic()
+        try:
+            if env not in self._envs:
+                for other in self._envs.values():
+                    other.close()
+                self._envs = {env: open_env(env)}
+            return evaluate_members(request, self._envs[env])
+        finally:
+            self._since = None
 
-    def ping(self) -> bool:
-        return True
+    @ray.method(concurrency_group="health")
+    def busy(self) -> float:
+        """Seconds spent on the evaluation in progress; answers beside it."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
 
 def start_actors(count: int, namespace: str, cpus: float, gpus: float, timeout: float = 120) -> list[Any]:
     """Named actors `evaluator-0 ...`, each ready. Raises TimeoutError if the cluster has no room for them."""
-    remote = ray.remote(RolloutActor)
+    remote = ray.remote(concurrency_groups={"health": 1})(RolloutActor)
     actors = [
         remote.options(
             name=f"evaluator-{i}",
@@ -53,7 +62,7 @@ def start_actors(count: int, namespace: str, cpus: float, gpus: float, timeout: 
         for i in range(count)
     ]
     try:
-        ray.get([a.ping.remote() for a in actors], timeout=timeout)
+        ray.get([a.busy.remote() for a in actors], timeout=timeout)
     except ray.exceptions.GetTimeoutError:
         raise TimeoutError(
             f"{count} evaluation actors of {cpus} CPU and {gpus} GPU each did not start in {timeout:.0f} s; "
@@ -96,38 +105,102 @@ class RayWalk:
 class RayEvaluator:
     """A trial's `Evaluator` over the named actors; a lost evaluation is asked again, of another actor.
 
-    Trials that began together evaluate together, so each begins its round at another actor: `turn` is its number.
+    An actor that spends more than `limit` seconds on one evaluation, or does not even answer, hangs: it is killed, and
+    Ray starts it anew. `turn` says at which actor the round begins.
     """
 
-    def __init__(self, names: Sequence[str], namespace: str, turn: int):
+    def __init__(self, names: Sequence[str], namespace: str, turn: int, limit: float):
         self._actors = [ray.get_actor(name, namespace) for name in names]
-        self._turn = turn
-        self._open: dict[Any, tuple[EvalRequest, int]] = {}
+        self._turn, self._limit = turn, limit
+        self._open: dict[Any, _Asked] = {}  # in the order in which they were asked
+        self._parked: list[_Asked] = []  # lost with an actor that cannot be reached; asked again when that is settled
+        self._looks: dict[int, tuple[Any, float]] = {}  # actor -> the question whether it is busy, and since when
 
     def submit(self, request: EvalRequest) -> None:
         self._send(request, 0)
 
     def _send(self, request: EvalRequest, attempt: int) -> None:
         self._turn += 1
-        actor = self._actors[self._turn % len(self._actors)]
-        self._open[actor.evaluate.remote(request)] = (request, attempt)
+        which = self._turn % len(self._actors)
+        self._open[self._actors[which].evaluate.remote(request)] = _Asked(request, attempt, which, time.monotonic())
 
     def poll(self, timeout: float) -> list[EvalResult]:
         if not self._open:
-            return []
-        done, _ = ray.wait(list(self._open), num_returns=len(self._open), timeout=timeout or 1e-3)
+            time.sleep(timeout if self._parked else 0)
+        refs = list(self._open)
+        done, waiting = ray.wait(refs, num_returns=len(refs), timeout=timeout or 1e-3) if refs else ([], [])
         results = []
         for ref in done:
-            request, attempt = self._open.pop(ref)
+            asked = self._open.pop(ref)
             try:
                 results.append(ray.get(ref))
+            except ray.exceptions.ActorUnavailableError:
+                self._parked.append(asked)
             except ray.exceptions.RayError as e:
-                why = str(e).strip().splitlines()[-1]
-                results.append(EvalResult(request.step, request.digest, {}, 0.0, f"attempt {attempt + 1}: {why}"))
-                if attempt < RETRIES:
-                    self._send(request, attempt + 1)
+                results.append(self._lost(asked, str(e).strip().splitlines()[-1]))
+        late = [ref for ref in waiting if time.monotonic() - self._open[ref].since > self._limit]
+        for which in dict.fromkeys(self._open[ref].which for ref in late):
+            results += self._judge(which, [ref for ref in late if self._open[ref].which == which])
+        for which in dict.fromkeys(asked.which for asked in self._parked):
+            results += self._reach(which)
         return results
+
+    def _reach(self, which: int) -> list[EvalResult]:
+        """What was parked is asked again when its actor has answered, or has been killed because it did not."""
+        hangs = self._hangs(which)
+        if hangs is None:
+            return []
+        if hangs:
+            ray.kill(self._actors[which], no_restart=False)
+        parked = [asked for asked in self._parked if asked.which == which]
+        self._parked = [asked for asked in self._parked if asked.which != which]
+        return [self._lost(asked, "its evaluator could not be reached") for asked in parked]
+
+    def _judge(self, which: int, late: list[Any]) -> list[EvalResult]:
+        """Of a trial's late evaluations the first alone may be the one that hangs; the others were behind it."""
+        hangs = self._hangs(which)
+        if hangs is None:
+            return []
+        lost = []
+        if hangs:
+            ray.kill(self._actors[which], no_restart=False)
+            lost = [self._lost(self._open.pop(late[0]), f"no answer in {self._limit:g} s")]
+        for ref in late[len(lost) :]:
+            self._open[ref] = self._open[ref]._replace(since=time.monotonic())
+        return lost
+
+    def _hangs(self, which: int) -> bool | None:
+        """None while that is not known: training goes on meanwhile, and an actor that restarts may take its time."""
+        if which not in self._looks:
+            self._looks[which] = (self._actors[which].busy.remote(), time.monotonic())
+        ref, since = self._looks[which]
+        answered, _ = ray.wait([ref], timeout=0)
+        patient = time.monotonic() - since < ANSWER_SECONDS
+        if not answered and patient:
+            return None
+        del self._looks[which]
+        try:
+            return not answered or ray.get(ref) > self._limit
+        except ray.exceptions.ActorUnavailableError:
+            if patient:  # the clock runs on
+                self._looks[which] = (self._actors[which].busy.remote(), since)
+            return None if patient else True
+        except ray.exceptions.RayError:  # it was restarted, and its evaluations with it
+            return False
+
+    def _lost(self, asked: "_Asked", why: str) -> EvalResult:
+        if asked.attempt < RETRIES:
+            self._send(asked.request, asked.attempt + 1)
+        r = asked.request
+        return EvalResult(r.step, r.digest, {}, 0.0, f"attempt {asked.attempt + 1}: {why}")
 
     @property
     def pending(self) -> int:
-        return len(self._open)
+        return len(self._open) + len(self._parked)
+
+
+class _Asked(NamedTuple):
+    request: EvalRequest
+    attempt: int
+    which: int  # of the actors
+    since: float

@@ -1,58 +1,58 @@
-"""The points of a plan as Tune trials, on the Ray of this session."""
+"""The jobs of a conductor as Tune trials, on the Ray of this session."""
 
+import shutil
 from collections.abc import Callable
+from typing import Any
 
 from ray import tune
 
-from offrl_ray.distributed.callbacks import EventFiles, Progress, RecordKeeper
+from offrl_ray.distributed.callbacks import Jobs, Reports, Watch
 from offrl_ray.distributed.evaluators import start_actors
 from offrl_ray.distributed.trainable import Shared, Trial
-from offrl_ray.records import Writer
 from offrl_ray.run import Loaded
-from offrl_ray.sweep.ledger import Ledger
-from offrl_ray.sweep.plan import Plan, Resources
-
-RETRIES = 2
+from offrl_ray.sweep.conductor import Conductor
+from offrl_ray.sweep.plan import Resources
 
 
-def fit(
-    resources: Resources,
-    plan: Plan,
-    loaded: Loaded,
-    todo: list[int],
-    writer: Writer,
-    ledger: Ledger,
-    namespace: str,
-    say: Callable[[str], None],
-) -> None:
-    """Run the points `todo`; returns when each has ended, or failed more than `RETRIES` times."""
+def fit(resources: Resources, loaded: Loaded, conductor: Conductor, namespace: str, tick: Callable[[], None]) -> None:
+    """Run until the conductor has nothing left, or drains."""
     r = resources
     actors = start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator)
     shared = Shared(
-        folder=ledger.folder,
-        points=plan.points,
+        folder=conductor.ledger.folder,
         data=[(d.arrays, d.spec) for d in loaded.data],
-        data_of=loaded.of_point,
-        evaluated={p.trial: ledger.evaluated(p.trial, p.cfg.train.seeds) for p in plan.points},
+        data_of=loaded.of_setting,
         evaluators=[f"evaluator-{i}" for i in range(len(actors))],
         namespace=namespace,
+        hang_seconds=r.hang_seconds,
     )
-    events = EventFiles(ledger.folder / "tb")
-    keeper = RecordKeeper(writer, events, Progress([plan.points[i] for i in todo], say), plan.points)
-    trial = tune.with_resources(
-        tune.with_parameters(Trial, shared=shared), {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}
+    trial = tune.with_parameters(Trial, shared=shared)
+    schedule(tune.with_resources(trial, {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}), conductor, r, tick)
+
+
+def schedule(trainable: Any, conductor: Conductor, resources: Resources, tick: Callable[[], None]) -> None:
+    """Tune places and runs; retries, restores and snapshots are not its business (sweep/conductor.py)."""
+    folder = conductor.ledger.folder
+    notes = folder / ".tune"
+    shutil.rmtree(notes, ignore_errors=True)  # of a driver that was killed
+    watch = Watch(conductor, folder, resources.hang_seconds, tick)
+    config = tune.TuneConfig(
+        search_alg=Jobs(conductor),
+        num_samples=-1,
+        reuse_actors=True,
+        trial_name_creator=lambda trial: trial.trial_id,
+        trial_dirname_creator=lambda trial: trial.trial_id,
     )
-    tune.Tuner(
-        trial,
-        param_space={"point": tune.grid_search(todo)},
-        tune_config=tune.TuneConfig(reuse_actors=True),
-        run_config=tune.RunConfig(
-            name="ray",
-            storage_path=str(ledger.folder),
-            callbacks=[keeper],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
-        ),
-    ).fit()
-    events.close()
+    run = tune.RunConfig(
+        name=notes.name,
+        storage_path=str(folder),
+        stop=Reports(conductor, watch),
+        callbacks=[watch],
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=0),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+    )
+    try:
+        tune.Tuner(trainable, tune_config=config, run_config=run).fit()
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)

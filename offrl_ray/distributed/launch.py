@@ -1,70 +1,89 @@
 """From a sweep script's declaration to a finished folder."""
 
 import argparse
+import dataclasses
 import os
-import platform
-import re
-import secrets
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import filelock
 import platformdirs
 
-from offrl_ray import records, run
+from offrl_ray import probe, run
 from offrl_ray.collect import collect
-from offrl_ray.config import parse_assignments
-from offrl_ray.distributed import session
+from offrl_ray.config import parse, parse_assignments
+from offrl_ray.distributed.drive import drive, say, versions
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
-from offrl_ray.sweep.ledger import Ledger, place_problems
-from offrl_ray.sweep.plan import Demos, Plan, Preset, Sweep, plan, plan_record
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
+from offrl_ray.exits import exit_code
+from offrl_ray.sweep import space
+from offrl_ray.sweep.ledger import NAME, check, place_problems
+from offrl_ray.sweep.plan import Demos, Keep, Plan, Preset, Sweep, plan, plan_record
+from offrl_ray.sweep.prior import priors
+from offrl_ray.sweep.rungs import RungSpec
+from offrl_ray.sweep.spec import SAMPLERS, Objective, SearchSpec
+from offrl_ray.sweep.state import State
 
 
 def main(sweep: Sweep, argv: list[str] | None = None) -> int:
-    """Run a sweep script. Exit code 0: every point ended; 1: some did not; 2: bad input, nothing was started."""
+    """Run a sweep script; its exit code is `drive`'s, or 2 for bad input, before anything was started."""
     args = _parser(sweep).parse_args(argv)
-    try:
-        return _main(sweep, args)
-    except UsageError as e:
-        print(e.report(), file=sys.stderr)
-        return 2
+    return exit_code(lambda: _main(sweep, args))
 
 
 def _parser(sweep: Sweep) -> argparse.ArgumentParser:
     presets = "\n".join(f"  {name:8} {p.about}" for name, p in sweep.presets.items())
-    axes = "\n".join(f"  {k} in {', '.join(map(str, v))}" for k, v in sweep.axes.items())
+    axes = "\n".join(
+        f"  {k} in {v if isinstance(v, space.Domain) else ', '.join(map(str, v))}" for k, v in sweep.axes.items()
+    )
     parser = argparse.ArgumentParser(
         description=f"{sweep.question}\n\naxes:\n{axes}\n\npresets:\n{presets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"`offrl-ray describe {sweep.variant}` lists every key that --set takes.",
+        epilog=f"`offrl-ray describe {sweep.variant}` lists every key that --set and --vary take. The same command on "
+        "an unfinished folder goes on, on a finished one says so; `offrl-ray status FOLDER` looks at either.",
     )
-    parser.add_argument("--preset", default="quick", help="size of the sweep (default: quick)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
-    parser.add_argument("--name", help=f"default: {sweep.name}-PRESET")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of all points, or an axis: K=A,B",
+    add = parser.add_argument
+    add("--preset", default="quick", help="size of the sweep (default: quick)")
+    add("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
+    add("--name", help=f"default: {sweep.name}-PRESET")
+    more: dict[str, Any] = {"action": "append", "default": []}
+    add("--set", **more, metavar="KEY=VALUE", help="change a setting of all points, or an axis of the grid: K=A,B")
+    add("--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)")
+    add("--dry-run", action="store_true", help="show the points, their time and their disk, and stop")
+    add("--fresh", action="store_true", help="do not take over results of other sweeps in OUT that are the same run")
+    group = parser.add_argument_group("searching inside every cell of the grid")
+    add = group.add_argument
+    add(
+        "--search", default="grid", help=f"{', '.join(SAMPLERS)} (default: grid, which takes every value of every axis)"
     )
-    parser.add_argument(
-        "--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)"
+    add("--vary", **more, metavar="KEY=RANGE", help="what to search: LOW:HIGH, LOW:HIGH:log, LOW:HIGH:int, or A,B,C")
+    add("--trials", type=int, default=20, help="points per cell (default: 20)")
+    add("--try", **more, dest="first", metavar="K=V;K=V", help="a point to try first in every cell")
+    add(
+        "--objective", **more, metavar="METRIC[:min]", help="success_once, return, q_excess:min, ... (default: success)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the points and stop")
+    add("--search-seed", type=int, default=0)
+    add("--warm-start", type=Path, metavar="FOLDER", help="tell the search what another sweep's points gave")
+    group = parser.add_argument_group("stopping and keeping")
+    add = group.add_argument
+    add("--rungs", metavar="GRACE[:ETA]", help="at GRACE, GRACE*ETA, ... updates stop all but the best 1/ETA (ASHA)")
+    add("--keep-top", type=int, metavar="K", help="of ended points keep the checkpoints of the K best (default: all)")
+    add("--keep-bytes", type=_size, metavar="SIZE", help="and of these no more than 500M, 20G, ...")
+    add("--hang-after", type=float, metavar="SECONDS", help="end what says nothing for so long (default: 1800)")
     return parser
+
+
+def _size(text: str) -> int:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(text.rstrip("KMGTB")) * units.get(text.rstrip("B")[-1:], 1))
 
 
 def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     name = args.name or f"{sweep.name}-{args.preset}"
     folder = (args.out / name).absolute()
     assignments, problems = parse_assignments(args.set)
+    ranges, wrong = _ranges(args.vary)
+    problems += wrong
     if not NAME.fullmatch(name):
         problems.append(f"--name must match {NAME.pattern}, but got {name!r}")
     else:
@@ -73,23 +92,78 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     given = "data.files" in assignments
     if not given and args.preset in sweep.presets:
         problems += _demo_problems(sweep.presets[args.preset].demos, assignments)
+    rungs, wrong = _rungs(args.rungs)
+    problems += wrong + _limit_problems(args)
     try:
-        grid = plan(sweep, args.preset, assignments, files)
+        work = plan(sweep, args.preset, assignments | ranges, files, _search(args))._replace(rungs=rungs)
     except UsageError as e:
         problems += e.problems
     if problems:
         flat = {"algo.name": sweep.variant, **assignments, "data.files": files}
         raise UsageError(problems + (run.data_problems(flat) if given else []))
     preset = sweep.presets[args.preset]
-    print(_describe(sweep, preset, grid))
-    if args.dry_run:
+    resources = preset.resources
+    if args.hang_after:
+        resources = dataclasses.replace(resources, hang_seconds=args.hang_after)
+    print(_describe(sweep, preset, work))
+    if args.dry_run and not given and not _place(preset.demos).exists():
+        print("time and disk are not known before the demonstrations are collected")
         return 0
     if not given:
         demonstrations(preset.demos)
-    data, grid = _load(grid)
-    Ledger(folder).check(grid.digest, data.files)
-    with _only_driver(folder):
-        return _sweep(sweep, args, preset, grid, data, folder)
+    loaded, work = load(work)
+    if args.dry_run:
+        slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if args.address == "local" else 1
+        print(probe.report(work, loaded, max(1, slots)))
+        return 0
+    if problems := probe.room_problems(work, loaded, folder, args.keep_top):
+        raise UsageError(problems)
+    keep = Keep(top=args.keep_top, bytes=args.keep_bytes)
+    check(folder, State.read(folder), work.digest, loaded.files)
+    record = plan_record(sweep, args.preset, work, loaded.files, versions(), resources, keep)
+    record |= {"fresh": args.fresh, "priors": priors(work, State.read(args.warm_start)) if args.warm_start else []}
+    return drive(folder, work, record, loaded, args.address)
+
+
+def _ranges(items: list[str]) -> tuple[dict[str, Any], list[str]]:
+    found, problems = {}, []
+    for item in items:
+        key, sign, text = item.partition("=")
+        try:
+            found[key.strip()] = space.parse(text)
+        except UsageError as e:
+            problems += [f"--vary {item}: {p}" for p in e.problems]
+        if not sign:
+            problems.append(f"--vary takes KEY=RANGE, but got {item!r}, for example --vary algo.lr=1e-4:1e-2:log")
+    return found, problems
+
+
+def _search(args: argparse.Namespace) -> SearchSpec | None:
+    """None: every value of every axis, and success as the aim."""
+    objectives = tuple(Objective.parse(o) for o in args.objective) or (Objective("success_once"),)
+    first = [dict(part.split("=", 1) for part in text.split(";") if "=" in part) for text in args.first]
+    tried = tuple({k.strip(): parse(v) for k, v in point.items()} for point in first)
+    if args.search == "grid" and not args.objective and not tried:
+        return None
+    return SearchSpec(args.search, args.trials, args.search_seed, objectives, tried)
+
+
+def _rungs(text: str | None) -> tuple[RungSpec | None, list[str]]:
+    if text is None:
+        return None, []
+    parts = text.split(":")
+    if len(parts) > 2 or not all(p.isdecimal() for p in parts):
+        return None, [f"--rungs takes GRACE[:ETA], two whole numbers, but got {text!r}; for example --rungs 1000:3"]
+    spec = RungSpec(*map(int, parts))
+    if spec.grace < 1 or spec.eta < 2:
+        return None, [f"--rungs must have GRACE >= 1 and ETA >= 2, but got {text!r}"]
+    return spec, []
+
+
+def _limit_problems(args: argparse.Namespace) -> list[str]:
+    limits = {"--trials": args.trials, "--keep-top": args.keep_top, "--keep-bytes": args.keep_bytes}
+    limits |= {"--hang-after": args.hang_after}
+    return [f"{k} must be > 0, but got {v}" for k, v in limits.items() if v is not None and v <= 0]
 
 
 def _files(sweep: Sweep, preset: str, assignments: dict[str, Any]) -> list[Any]:
@@ -117,16 +191,22 @@ def _demo_problems(demos: Demos, assignments: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe(sweep: Sweep, preset: Preset, grid: Plan) -> str:
-    first = grid.points[0].cfg
-    lines = [sweep.question, ""]
-    lines += [f"  {p.trial}" for p in grid.points]
-    merged = f" ({grid.merged} more were the same run as one of these)" if grid.merged else ""
-    r = preset.resources
+def _describe(sweep: Sweep, preset: Preset, work: Plan) -> str:
+    first = work.cells[0].cfg
+    merged = f" ({work.merged} more were the same run as one of these)" if work.merged else ""
+    r, what = preset.resources, f"{len(work.points)} points"
+    searched = [c for c in work.cells if c.space]
+    if work.search and searched:
+        names = ", ".join(work.domains)
+        what = f"{len(searched)} cells x {work.search.trials} points of {work.search.sampler} over {names}"
+        what += f" and {len(work.points)} points without a choice" if work.points else ""
     return "\n".join(
         [
-            *lines,
-            f"{len(grid.points)} points{merged} x seeds {', '.join(map(str, first.train.seeds))}, "
+            sweep.question,
+            "",
+            *(f"  {', '.join(f'{k}={v}' for k, v in c.axes.items()) or 'all'}" for c in searched),
+            *(f"  {p.trial}" for p in work.points),
+            f"{what}{merged} x seeds {', '.join(map(str, first.train.seeds))}, "
             f"{first.train.steps} updates of {first.train.batch_size} chunks, {first.eval.episodes} episodes per seed "
             f"every {first.eval.every} updates and at the end",
             f"per trial {r.cpus_per_trial:g} CPU, {r.gpus_per_trial:g} GPU; {r.evaluators} evaluation actors of "
@@ -144,70 +224,24 @@ def demonstrations(demos: Demos) -> Path:
             return path
         print(f"collecting {demos.episodes} demonstrations of {demos.env_id} into {path}, once")
         workers = os.cpu_count() if demos.env_id in EXPERTS else None
-        collect(demos.env_id, demos.episodes, demos.noise, demos.seed, path, workers=workers, progress=_say)
+        collect(demos.env_id, demos.episodes, demos.noise, demos.seed, path, workers=workers, progress=say)
     return path
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _load(grid: Plan) -> tuple[run.Loaded, Plan]:
+def load(work: Plan) -> tuple[run.Loaded, Plan]:
     """Read and check all data; the plan comes back with its environments named."""
     index: dict[Any, int] = {}
     data: list[run.Data] = []
-    points = []
-    for p in grid.points:
-        key = (p.cfg.data, p.cfg.env)
+    env_ids = []
+    for cell in work.cells:
+        cfg = cell.cfg
+        key = (cfg.data, cfg.env)
         if key in index:
-            run.check_network(p.cfg, data[index[key]].spec)
+            run.check_network(cfg, data[index[key]].spec)
         else:
             index[key] = len(data)
-            data.append(run.load_data(p.cfg))
-        points.append(p._replace(cfg=run.in_env(p.cfg, data[index[key]].env_id)))
-    return run.Loaded(data, [index[p.cfg.data, p.cfg.env] for p in grid.points]), grid._replace(points=points)
-
-
-class _only_driver:
-    """One driver per folder, for as long as it lives."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / ".lock"
-        self._lock = filelock.FileLock(self._path)
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UsageError(
-                [f"{self._path.parent} is being written by another driver; wait for it or use --name"]
-            ) from None
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-
-
-def _sweep(sweep: Sweep, args: argparse.Namespace, preset: Preset, grid: Plan, data: run.Loaded, folder: Path) -> int:
-    ledger = Ledger(folder)
-    todo = [i for i, p in enumerate(grid.points) if ledger.is_open(p.trial)]
-    if ledger.plan and todo:
-        print(f"{folder}: going on with the {len(todo)} of {len(grid.points)} points that have not ended")
-    if todo:
-        with records.Writer(folder) as writer:
-            if ledger.plan is None:
-                versions = {p: version(p) for p in PACKAGES} | {"python": platform.python_version()}
-                writer.write(**plan_record(sweep, args.preset, grid, data.files, versions))
-            namespace = f"offrl-{grid.digest}-{secrets.token_hex(4)}"
-            with session.ray_session(args.address, namespace):
-                # imports Ray, which reads its settings then; and --help and bad input answer without it
-                from offrl_ray.distributed.fit import fit
-
-                fit(preset.resources, grid, data, todo, writer, ledger, namespace, _say)
-    after = Ledger(folder)
-    left = [p.trial for p in grid.points if after.is_open(p.trial)]
-    print(f"{len(grid.points) - len(left)} of {len(grid.points)} points have ended")
-    print(f"records: {folder / records.FILE}")
-    if left:
-        print(f"the same command goes on with {', '.join(left)}", file=sys.stderr)
-    return 1 if left else 0
+            data.append(run.load_data(cfg))
+        env_ids.append(data[index[key]].env_id)
+    named = work.in_envs(env_ids)
+    before = [index[c.cfg.data, c.cfg.env] for c in work.cells]
+    return run.Loaded(data, {(c.cfg.data, c.cfg.env): i for c, i in zip(named.cells, before, strict=True)}), named

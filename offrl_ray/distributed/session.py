@@ -1,6 +1,7 @@
 """A Ray to run on, never an open one."""
 
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # drive.py has its own
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they go to the records and to error_N.txt
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # nobody reads Tune's snapshots, and each writes all trials
 }
 
 
@@ -28,6 +32,9 @@ def ray_session(address: str, namespace: str) -> Iterator[None]:
         _ensure_token()
         import ray
 
+        logging.getLogger("ray.tune.tune").setLevel(
+            logging.CRITICAL
+        )  # it lists trials that ended otherwise, at the end
         ray.init(address, namespace=namespace, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     finally:
         os.umask(mask)
@@ -41,7 +48,13 @@ def _ensure_token() -> None:
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
     token = Path.home() / ".ray" / "auth_token"
-    token.parent.mkdir(exist_ok=True)
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    token.parent.chmod(0o700)
     if not token.exists():
-        token.write_text(secrets.token_hex(32))
+        new = token.with_name(f".{token.name}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            f.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another driver was faster, and its token is in use
+            os.link(new, token)
+        new.unlink()
     token.chmod(0o600)

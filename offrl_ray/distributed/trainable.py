@@ -1,5 +1,7 @@
-"""One point as a Tune trial: `step` is the next pause of `run.run`."""
+"""One attempt at a point as a Tune trial: `step` is the next pause of `run.run`."""
 
+import faulthandler
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +11,9 @@ from ray import tune
 from offrl_ray.data.dataset import Arrays
 from offrl_ray.data.replay import prior
 from offrl_ray.distributed.evaluators import RayEvaluator, RayWalk
+from offrl_ray.distributed.failures import trace_of
 from offrl_ray.run import Update, run
-from offrl_ray.sweep.plan import Point
+from offrl_ray.sweep.conductor import Job
 from offrl_ray.types import Spec
 
 
@@ -18,37 +21,52 @@ class Shared(NamedTuple):
     """What all trials of a sweep have in common; the arrays lie once in a node's object store."""
 
     folder: Path
-    points: list[Point]
     data: list[tuple[Arrays, Spec]]
-    data_of: list[int]  # which of `data` a point trains on
-    evaluated: dict[str, frozenset[int]]  # trial -> steps whose evaluation is recorded
+    data_of: dict[Any, int]  # (DataConfig, EnvConfig) -> which of `data`
     evaluators: list[str]
     namespace: str
+    hang_seconds: float
 
 
 class Trial(tune.Trainable):
-    """Tune's view of a run: its config is the index of a point, its result the records since the last one."""
+    """Tune's view of a run: its config is a job, its result the records since the last one."""
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:
-        self.shared = shared
+        self.shared, self.turn = shared, os.getpid()
+        self.updates: Iterator[Update] = iter(())
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take up another point in the same process."""
-        s, index = self.shared, new_config["point"]
-        point = s.points[index]
-        arrays, spec = s.data[s.data_of[index]]
-        self.updates: Iterator[Update] = run(
-            point.cfg,
-            prior(arrays, spec, point.cfg.train.device),
-            s.folder / "trials" / point.trial,
-            RayEvaluator(s.evaluators, s.namespace, index),
-            point.trial,
-            s.evaluated.get(point.trial, frozenset()),
-            lambda: RayWalk(point.cfg.env),
-        )
+        """Take up another job in the same process."""
+        self.cleanup()
+        s, job = self.shared, new_config["job"]
+        folder = s.folder / "trials" / job.trial
+        self.name = job.trial
+        self.trace = trace_of(folder, job.attempt)
+        self.evaluator = RayEvaluator(s.evaluators, s.namespace, self.turn, s.hang_seconds)
+        self.updates = self._run(job, folder)
+        self.turn += 1  # trials that began together evaluate together: each begins its round at another actor
         return True
 
+    def _run(self, job: Job, folder: Path) -> Iterator[Update]:
+        s, cfg = self.shared, job.cfg
+        arrays, spec = s.data[s.data_of[cfg.data, cfg.env]]
+        dataset = prior(arrays, spec, cfg.train.device)
+        walk = lambda: RayWalk(cfg.env)  # noqa: E731
+        yield from run(cfg, dataset, folder, self.evaluator, job.trial, job.evaluated, job.reported, walk)
+
     def step(self) -> dict[str, Any]:
-        update = next(self.updates)
-        return {"records": update.records, "updates": update.step, "done": update.done}
+        self.trace.parent.mkdir(parents=True, exist_ok=True)
+        with self.trace.open("w") as trace:
+            faulthandler.dump_traceback_later(self.shared.hang_seconds, exit=True, file=trace)
+            try:
+                update = next(self.updates)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        self.trace.unlink(missing_ok=True)
+        return {"trial": self.name, "records": update.records, "done": update.done}
+
+    def cleanup(self) -> None:
+        """An unfinished run saves itself when it is closed."""
+        if hasattr(self.updates, "close"):
+            self.updates.close()

@@ -1,0 +1,153 @@
+"""One session of a sweep: own its folder, run what it owes, leave it whole."""
+
+import contextlib
+import os
+import platform
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from offrl_ray import checkpoint, records
+from offrl_ray.distributed import session
+from offrl_ray.run import Loaded
+from offrl_ray.sweep import derived, requests, reuse
+from offrl_ray.sweep.conductor import Conductor
+from offrl_ray.sweep.ledger import Ledger, Record, safe_trial
+from offrl_ray.sweep.plan import Keep, Plan, Resources
+from offrl_ray.sweep.retention import Stored, to_drop
+from offrl_ray.sweep.status import Progress
+
+PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
+DISK_FULL = 74
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def versions() -> dict[str, str]:
+    """What can change a result: packages, Python, and our own sources by their digest."""
+    return {p: version(p) for p in PACKAGES} | {"python": platform.python_version(), "code": reuse.code_version()}
+
+
+def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str) -> int:
+    """Run what the folder still owes of a plan; its `record` begins a new one.
+
+    Results of the sweeps beside it that are results of this one too are copied, unless the plan says fresh. Exit code:
+    0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted.
+    """
+    with Ledger(folder) as ledger:
+        requests.clear(folder)
+        ledger.check(plan.digest, loaded.files)
+        if ledger.problems:
+            say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
+        known = ledger.state.plan is not None
+        beside = [] if record["fresh"] else [p.parent for p in folder.parent.glob(f"*/{records.FILE}")]
+        others = sorted(f for f in beside if f != folder)
+        conductor = Conductor(plan, ledger, reuse.Earlier(others, loaded.files, say))
+        if known and conductor.finished:
+            say(f"{folder}: this sweep has ended; nothing to do")
+            return _report(conductor, 0)
+        session_ = {"kind": "session", "host": socket.gethostname(), "pid": os.getpid(), "argv": sys.argv}
+        # a kill may leave the first of these alone, which must not be the session: it owes nothing
+        conductor.write(*([] if known else [record]), {**session_, "versions": versions()})
+        if known:
+            left = sum(conductor.state.counts()[s] for s in ("running", "queued"))
+            say(f"{folder}: going on with the {left} known points that have not ended")
+        return _report(conductor, _run(conductor, record, loaded, address))
+
+
+def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str) -> int:
+    folder = conductor.ledger.folder
+    namespace = f"offrl-{record['digest']}-{secrets.token_hex(4)}"
+    follow = Follow(conductor, Keep(**record["keep"]))
+    with session.ray_session(address, namespace), _draining(conductor) as code:
+        # imports Ray, which reads its settings then; and --help and bad input answer without it
+        from offrl_ray.distributed.fit import fit
+
+        fit(Resources(**record["resources"]), loaded, conductor, namespace, follow)
+    follow()
+    follow.close()
+    derived.rebuild(folder)
+    return next(iter(code), 0)
+
+
+@contextlib.contextmanager
+def _draining(conductor: Conductor) -> Iterator[list[int]]:
+    """The first signal lets all trials save themselves and end; the second ends at once. Yields the exit code."""
+    code: list[int] = []
+
+    def drain(number: int, frame: Any) -> None:
+        if code:
+            raise KeyboardInterrupt
+        code.append(SIGNALS[signal.Signals(number)])
+        conductor.drain(signal.Signals(number).name)
+        say(f"{signal.Signals(number).name}: saving what runs; the same command goes on (once more: end now)")
+
+    before = {s: signal.signal(s, drain) for s in SIGNALS}
+    try:
+        yield code
+    except KeyboardInterrupt:
+        say("ended at once; what has no checkpoint yet is trained again")
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+class Follow:
+    """Reads the records as they come: event files, lines for the terminal, checkpoints that need not stay."""
+
+    def __init__(self, conductor: Conductor, keep: Keep):
+        self._conductor, self._keep = conductor, keep
+        self._events = derived.EventFiles(conductor.ledger.folder / "tb", conductor.ledger.log)
+        self._progress = Progress(conductor.state, say)
+        self._seen = len(conductor.ledger.log)
+
+    def __call__(self) -> None:
+        new, self._seen = self._conductor.ledger.log[self._seen :], len(self._conductor.ledger.log)
+        for record in new:
+            self._events.add(record)
+            self._progress.add(record)
+        if any(r["kind"] == "end" for r in new) and (self._keep.top, self._keep.bytes) != (None, None):
+            self._drop()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _drop(self) -> None:
+        folder, first = self._conductor.ledger.folder, self._conductor.plan.objectives[0]
+        stored = []
+        for t in self._conductor.state.trials.values():
+            value = t.value(first.metric)
+            score = None if value is None else first.sign * value
+            sizes = checkpoint.sizes(safe_trial(folder, t.name)) if t.attempt else {}
+            stored.append(Stored(t.name, t.status if t.ended else "", score, sizes))
+        of = {s.name: s.checkpoints for s in stored}
+        for name, steps in to_drop(stored, self._keep.top, self._keep.bytes).items():
+            freed = sum(of[name][step] for step in steps)
+            # told first: a kill in between leaves more than was said, never less
+            self._conductor.write({"kind": "dropped", "trial": name, "steps": steps, "bytes": freed})
+            for step in steps:
+                checkpoint.remove(safe_trial(folder, name), step)
+
+
+def _report(conductor: Conductor, code: int) -> int:
+    counts, folder = conductor.state.counts(), conductor.ledger.folder
+    left = counts["running"] + counts["queued"]
+    shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    say(f"{shown or 'nothing was run'}\nrecords: {folder / records.FILE}")
+    if conductor.draining and not code:
+        print(f"stopped: {conductor.draining}", file=sys.stderr)
+    if left:
+        print(f"the same command, or `offrl-ray resume {folder}`, goes on with {left} points", file=sys.stderr)
+    if counts["failed"]:
+        print(f"`offrl-ray status {folder}` says why trials failed, `offrl-ray retry` opens them", file=sys.stderr)
+    if conductor.disk_full:
+        return DISK_FULL
+    return code or int(left > 0 or counts["failed"] > 0 or bool(conductor.draining) or not conductor.finished)

@@ -1,0 +1,105 @@
+"""What a person does to a sweep that exists: resume, stop, retry, extend. Its folder says all that is needed."""
+
+import os
+import time
+from pathlib import Path
+
+from offrl_ray.distributed.drive import drive, say
+from offrl_ray.distributed.launch import load
+from offrl_ray.errors import UsageError
+from offrl_ray.sweep import requests
+from offrl_ray.sweep.ledger import Ledger
+from offrl_ray.sweep.plan import plan_of
+from offrl_ray.sweep.state import State, Trial
+from offrl_ray.sweep.status import driver_runs
+
+ANSWER_SECONDS = 30
+
+
+def resume(folder: Path, address: str = "local") -> int:
+    """Go on with what a sweep still owes; exit code as `drive`."""
+    state = _sweep(folder)
+    assert state.plan
+    loaded, plan = load(plan_of(state.plan))
+    return drive(folder.absolute(), plan, state.plan, loaded, address)
+
+
+def stop(folder: Path, trial: str | None) -> int:
+    """Ask the driver to save and end, or to end one trial; without a driver a trial is ended here."""
+    state = _sweep(folder)
+    if trial is not None:
+        _open(state, trial)
+    if driver_runs(folder):
+        return _ask(folder, trial)
+    if trial is None:
+        say(f"{folder}: no driver runs")
+        return 0
+    with Ledger(folder) as ledger:
+        t = _open(ledger.state, trial)
+        end = {"status": "pruned", "failure": "", "reason": requests.USER, "step": t.step, "diverged": t.diverged}
+        stop_ = {"kind": "stop", "trial": trial, "reason": requests.USER}
+        cost = {"train_seconds": t.seconds}
+        ledger.write([stop_, {"kind": "end", "trial": trial, "attempt": t.attempt, **end, "cost": cost}])
+    say(f"{trial}: pruned ({requests.USER})")
+    return 0
+
+
+def _open(state: State, trial: str) -> Trial:
+    found = state.trials.get(trial)
+    if found is None or found.ended or found.same_as:
+        raise UsageError([f"trial {trial!r} {'has ended' if found else 'does not exist'}; `status` lists them"])
+    return found
+
+
+def _ask(folder: Path, trial: str | None) -> int:
+    request = requests.ask(folder, trial)
+    waited = time.monotonic()
+    while request.exists():
+        if not driver_runs(folder):
+            say(f"{folder}: its driver ended meanwhile")
+            return 0
+        if time.monotonic() - waited > ANSWER_SECONDS:
+            say(f"{folder}: its driver has not answered for {ANSWER_SECONDS} s; it will when it looks at {request}")
+            return 1
+        time.sleep(0.2)
+    say(f"{trial or folder}: will end at the next report, `offrl-ray status {folder}` shows it")
+    return 0
+
+
+def retry(folder: Path, reason: str | None) -> int:
+    """Open failed trials again, all or those of one class, and go on."""
+    with Ledger(_checked(folder)) as ledger:
+        failed = [t for t in ledger.state.trials.values() if t.status == "failed" and t.end]
+        chosen = [t.name for t in failed if t.end and reason in (None, t.end["failure"])]
+        if not chosen:
+            classes = sorted({t.end["failure"] for t in failed if t.end})
+            have = f"its failed trials are of class {', '.join(classes)}" if classes else "none of its trials failed"
+            raise UsageError([f"{folder} has no trial to retry{f' of class {reason!r}' if reason else ''}; {have}"])
+        ledger.write([{"kind": "retry", "trial": name} for name in chosen])
+    say(f"{folder}: trying {len(chosen)} failed trials again")
+    return resume(folder)
+
+
+def extend(folder: Path, trials: int) -> int:
+    """Let every cell of a search ask for more points, and go on."""
+    if trials < 1:
+        raise UsageError([f"--trials must be >= 1, but got {trials}"])
+    with Ledger(_checked(folder)) as ledger:
+        if not (ledger.state.plan and ledger.state.plan["search"]):
+            raise UsageError([f"{folder} is a grid, which has no more points; begin another sweep with wider axes"])
+        ledger.write([{"kind": "extend", "trials": trials}])
+    return resume(folder)
+
+
+def _checked(folder: Path) -> Path:
+    _sweep(folder)
+    if not os.access(folder, os.W_OK):
+        raise UsageError([f"{folder} cannot be written to"])
+    return folder
+
+
+def _sweep(folder: Path) -> State:
+    state = State.read(folder)
+    if state.plan is None or "cells" not in state.plan:
+        raise UsageError([f"{folder} holds no sweep; give the folder that a script of tune_configs/ made"])
+    return state
