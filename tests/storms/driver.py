@@ -63,7 +63,7 @@ def strike(session: Session, folder: Path, phase: str, rng: random.Random) -> bo
     def reached() -> bool:
         log = log_of(folder)
         if phase == "sweep end":
-            points = len(log[1]["points"]) if len(log) > 1 else -1
+            points = next((len(r["points"]) for r in log if r["kind"] == "plan"), -1)
             return sum(r["kind"] == "end" for r in log) == points
         return any(map(PHASES[phase][0], log[before:]))
 
