@@ -291,7 +291,7 @@ def test_disk_full(start: Start, folder: Path, home: Path) -> None:
     rates = [HEALTHY, 0.002]
     session = start(rates=rates, disk=[0.002])
     assert session.ended() == 74, session.text
-    assert ends(folder) == {}
+    assert ends(folder) in ({}, {"00": "completed"})  # its neighbour may have been faster than the end of the disk
     (fault,) = (r for r in log_of(folder) if r["kind"] == "fault")
     assert fault["failure"] == "disk"
     assert violations(folder) == []
