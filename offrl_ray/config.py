@@ -239,10 +239,10 @@ def parse(text: str) -> Any:
         return [parse(part) for part in text.split(",") if part] if "," in text else text
 
 
-def parse_assignments(items: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """['algo.alpha=0.05', ...] -> {key: value}, and a problem for each item without '='."""
+def parse_assignments(items: list[str], flag: str = "--set") -> tuple[dict[str, Any], list[str]]:
+    """['algo.alpha=0.05', ...] -> {key: value}, and a problem for each item without '='; `flag` is where they stood."""
     problems = [
-        f"--set takes key=value, but got {i!r}, for example --set algo.alpha=0.05" for i in items if "=" not in i
+        f"{flag} takes key=value, but got {i!r}, for example {flag} algo.alpha=0.05" for i in items if "=" not in i
     ]
     return {k.strip(): parse(v) for k, v in (i.split("=", 1) for i in items if "=" in i)}, problems
 

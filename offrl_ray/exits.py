@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from offrl_ray.errors import DiskFull, UsageError, plain
 
+DISK_FULL = os.EX_IOERR
+
 
 def exit_code(command: Callable[[], int]) -> int:
     """A command's own exit code, or the one of what it raised, told on the terminal."""
@@ -27,4 +29,4 @@ def exit_code(command: Callable[[], int]) -> int:
         if not DiskFull.caused(e):
             raise
         print(f"the disk is full: {plain(e)}", file=sys.stderr)
-        return os.EX_IOERR
+        return DISK_FULL

@@ -112,10 +112,8 @@ def _write(out: Path, files: Mapping[str, bytes]) -> None:
     temporary.mkdir(parents=True)
     try:
         for name, content in files.items():
-            with (temporary / name).open("wb") as f:
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
+            (temporary / name).write_bytes(content)
+            sync(temporary / name)
         sync(temporary)
         temporary.rename(out)
         sync(out.parent)

@@ -250,6 +250,14 @@ def test_a_bad_name_comes_with_the_other_problems(refused: Callable[..., list[st
         assert_named(problems, [word])
 
 
+def test_a_point_to_try_without_equals_sign_is_refused(
+    write_file: WriteFile, refused: Callable[..., list[str]]
+) -> None:
+    write_file()
+    argv = ("--search", "tpe", "--vary", "algo.lr=1e-4:1e-2:log", "--try", "algo.lr=1e-3;algo.tau")
+    assert_named(refused(lambda: sweep(*argv)), ["--try takes key=value", "algo.tau"])
+
+
 def test_an_unknown_preset_is_refused(refused: Callable[..., list[str]]) -> None:
     (problem,) = refused(lambda: sweep("--preset", "quik"))
     assert "'quik'; did you mean quick?" in problem

@@ -134,9 +134,9 @@ def _rebuild(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     _state(args.folder)
-    from offrl_ray.distributed.manage import resume  # type: ignore[import-not-found, unused-ignore]
+    from offrl_ray.distributed.manage import resume
 
-    return int(resume(args.folder))
+    return resume(args.folder)
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -145,7 +145,7 @@ def _stop(args: argparse.Namespace) -> int:
         _trial(state, args.folder, args.trial)
     from offrl_ray.distributed.manage import stop
 
-    return int(stop(args.folder, args.trial))
+    return stop(args.folder, args.trial)
 
 
 def _retry(args: argparse.Namespace) -> int:
@@ -156,7 +156,7 @@ def _retry(args: argparse.Namespace) -> int:
         raise UsageError([f"--reason is no class of failures: {args.reason!r}; {did_you_mean(args.reason, FAILURES)}"])
     from offrl_ray.distributed.manage import retry
 
-    return int(retry(args.folder, args.reason))
+    return retry(args.folder, args.reason)
 
 
 def _extend(args: argparse.Namespace) -> int:
@@ -167,7 +167,7 @@ def _extend(args: argparse.Namespace) -> int:
         raise UsageError([f"{args.folder} holds a grid, which has no more points; extend asks a search for more"])
     from offrl_ray.distributed.manage import extend
 
-    return int(extend(args.folder, args.trials))
+    return extend(args.folder, args.trials)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -182,7 +182,7 @@ def _export(args: argparse.Namespace) -> int:
     if trial.same_as is not None:
         trial = _trial(state, args.folder, trial.same_as)
     path = _newest_checkpoint(args.folder, trial)
-    from offrl_ray.export import export  # type: ignore[import-not-found, unused-ignore]
+    from offrl_ray.export import export
 
     metric = objective(state)
     about = {"sweep": (state.plan or {})["name"], "trial": trial.name, "point": trial.point, "status": trial.status}

@@ -14,6 +14,7 @@ from typing import Any
 
 from offrl_ray import checkpoint, records
 from offrl_ray.distributed import session
+from offrl_ray.exits import DISK_FULL
 from offrl_ray.run import Loaded
 from offrl_ray.sweep import derived, requests, reuse
 from offrl_ray.sweep.conductor import Conductor
@@ -23,7 +24,6 @@ from offrl_ray.sweep.retention import Stored, to_drop
 from offrl_ray.sweep.status import Progress
 
 PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
-DISK_FULL = 74
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -43,8 +43,8 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
     0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted.
     """
     with Ledger(folder) as ledger:
-        requests.clear(folder)
         ledger.check(plan.digest, loaded.files)
+        requests.clear(folder)
         if ledger.problems:
             say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
         known = ledger.state.plan is not None

@@ -11,7 +11,7 @@ import platformdirs
 
 from offrl_ray import probe, run
 from offrl_ray.collect import collect
-from offrl_ray.config import parse, parse_assignments
+from offrl_ray.config import parse_assignments
 from offrl_ray.distributed.drive import drive, say, versions
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
@@ -94,8 +94,10 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
         problems += _demo_problems(sweep.presets[args.preset].demos, assignments)
     rungs, wrong = _rungs(args.rungs)
     problems += wrong + _limit_problems(args)
+    search, wrong = _search(args)
+    problems += wrong
     try:
-        work = plan(sweep, args.preset, assignments | ranges, files, _search(args))._replace(rungs=rungs)
+        work = plan(sweep, args.preset, assignments | ranges, files, search)._replace(rungs=rungs)
     except UsageError as e:
         problems += e.problems
     if problems:
@@ -138,14 +140,15 @@ def _ranges(items: list[str]) -> tuple[dict[str, Any], list[str]]:
     return found, problems
 
 
-def _search(args: argparse.Namespace) -> SearchSpec | None:
+def _search(args: argparse.Namespace) -> tuple[SearchSpec | None, list[str]]:
     """None: every value of every axis, and success as the aim."""
     objectives = tuple(Objective.parse(o) for o in args.objective) or (Objective("success_once"),)
-    first = [dict(part.split("=", 1) for part in text.split(";") if "=" in part) for text in args.first]
-    tried = tuple({k.strip(): parse(v) for k, v in point.items()} for point in first)
+    tried = [parse_assignments(text.split(";"), "--try") for text in args.first]
+    problems = [p for _, wrong in tried for p in wrong]
     if args.search == "grid" and not args.objective and not tried:
-        return None
-    return SearchSpec(args.search, args.trials, args.search_seed, objectives, tried)
+        return None, problems
+    first = tuple(point for point, _ in tried)
+    return SearchSpec(args.search, args.trials, args.search_seed, objectives, first), problems
 
 
 def _rungs(text: str | None) -> tuple[RungSpec | None, list[str]]:

@@ -8,9 +8,10 @@ from offrl_ray.distributed.drive import drive, say
 from offrl_ray.distributed.launch import load
 from offrl_ray.errors import UsageError
 from offrl_ray.sweep import requests
+from offrl_ray.sweep.conductor import pruned
 from offrl_ray.sweep.ledger import Ledger
 from offrl_ray.sweep.plan import plan_of
-from offrl_ray.sweep.state import State, Trial
+from offrl_ray.sweep.state import State
 from offrl_ray.sweep.status import driver_runs
 
 ANSWER_SECONDS = 30
@@ -28,27 +29,16 @@ def stop(folder: Path, trial: str | None) -> int:
     """Ask the driver to save and end, or to end one trial; without a driver a trial is ended here."""
     state = _sweep(folder)
     if trial is not None:
-        _open(state, trial)
+        state.open_trial(trial)
     if driver_runs(folder):
         return _ask(folder, trial)
     if trial is None:
         say(f"{folder}: no driver runs")
         return 0
     with Ledger(folder) as ledger:
-        t = _open(ledger.state, trial)
-        end = {"status": "pruned", "failure": "", "reason": requests.USER, "step": t.step, "diverged": t.diverged}
-        stop_ = {"kind": "stop", "trial": trial, "reason": requests.USER}
-        cost = {"train_seconds": t.seconds}
-        ledger.write([stop_, {"kind": "end", "trial": trial, "attempt": t.attempt, **end, "cost": cost}])
+        ledger.write(pruned(ledger.state.open_trial(trial), requests.USER))
     say(f"{trial}: pruned ({requests.USER})")
     return 0
-
-
-def _open(state: State, trial: str) -> Trial:
-    found = state.trials.get(trial)
-    if found is None or found.ended or found.same_as:
-        raise UsageError([f"trial {trial!r} {'has ended' if found else 'does not exist'}; `status` lists them"])
-    return found
 
 
 def _ask(folder: Path, trial: str | None) -> int:

@@ -32,9 +32,8 @@ def ray_session(address: str, namespace: str) -> Iterator[None]:
         _ensure_token()
         import ray
 
-        logging.getLogger("ray.tune.tune").setLevel(
-            logging.CRITICAL
-        )  # it lists trials that ended otherwise, at the end
+        # at the end it would list, as errors, all trials that are not simply terminated
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
         ray.init(address, namespace=namespace, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     finally:
         os.umask(mask)

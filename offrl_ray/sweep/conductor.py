@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from offrl_ray.config import digest, from_dict
-from offrl_ray.errors import DiskFull, UsageError
+from offrl_ray.errors import DiskFull
 from offrl_ray.sweep.ledger import Ledger, Record
 from offrl_ray.sweep.plan import Plan, point
 from offrl_ray.sweep.reuse import Cached, Earlier
@@ -214,22 +214,13 @@ class Conductor:
 
     def stop(self, name: str, reason: str) -> None:
         """End a trial at its next report, or now if it does not run. Raises UsageError if there is no such trial."""
-        trial = self.state.trials.get(name)
-        if trial is None or trial.ended or trial.same_as:
-            why = "does not exist" if trial is None else f"is {trial.same_as}" if trial.same_as else "has ended"
-            raise UsageError([f"trial {name!r} {why}; `status` lists them"])
+        trial = self.state.open_trial(name)
         self.write({"kind": "stop", "trial": name, "reason": reason})
         if name not in self.out and name in self._stopping:
             self._prune(trial)
 
     def _prune(self, trial: Trial) -> None:
-        reason = self._stopping[trial.name]
-        end = {"status": "pruned", "failure": "", "reason": reason, "step": trial.step, "diverged": trial.diverged}
-        cost = {"train_seconds": trial.seconds}
-        self.write(
-            *([] if trial.stop else [{"kind": "stop", "trial": trial.name, "reason": reason}]),
-            {"kind": "end", "trial": trial.name, "attempt": trial.attempt, **end, "cost": cost},
-        )
+        self.write(*pruned(trial, self._stopping[trial.name]))
 
     def lost(self, name: str, failure: str, reason: str) -> None:
         """An attempt was lost to a class of failure: it is tried again as often as the class allows."""
@@ -257,6 +248,16 @@ class Conductor:
     def drain(self, reason: str) -> None:
         """Give out no more jobs; those that are out save themselves and go on with the next driver."""
         self.draining = self.draining or reason
+
+
+def pruned(trial: Trial, reason: str) -> list[Record]:
+    """The records that end a trial because somebody decided so."""
+    end = {"status": "pruned", "failure": "", "reason": reason, "step": trial.step, "diverged": trial.diverged}
+    cost = {"train_seconds": trial.seconds}
+    return [
+        *([] if trial.stop else [{"kind": "stop", "trial": trial.name, "reason": reason}]),
+        {"kind": "end", "trial": trial.name, "attempt": trial.attempt, **end, "cost": cost},
+    ]
 
 
 def outcome(trial: Trial, objectives: Sequence[Objective]) -> Outcome:

@@ -1,12 +1,12 @@
 """How much is left to do, when trials may be stopped early."""
 
-import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 
-from offrl_ray.sweep.state import Record, State, Trial
+from offrl_ray.sweep.space import from_record, size
+from offrl_ray.sweep.state import State, Trial
 
 
 class Survival:
@@ -40,15 +40,10 @@ def unasked(state: State) -> int:
     search = (state.plan or {}).get("search")
     if not state.plan or not search:
         return 0
-    sizes = [math.prod(map(_size, c["space"].values())) for c in state.plan["cells"] if c["space"]]
+    spaces = ({k: from_record(d) for k, d in c["space"].items()} for c in state.plan["cells"] if c["space"])
+    wanted = search["trials"] + state.extended
     asked = sum(t.number >= 0 and t.same_as is None for t in state.trials.values())
-    return max(0, int(sum(min(search["trials"] + state.extended, size) for size in sizes)) - asked)
-
-
-def _size(domain: Record) -> float:
-    if domain["kind"] == "choice":
-        return len(domain["values"])
-    return domain["high"] - domain["low"] + 1 if domain["kind"] == "int" else math.inf
+    return max(0, sum(min(wanted, size(s) or wanted) for s in spaces) - asked)
 
 
 def steps_left(state: State) -> tuple[dict[str, float], float]:
@@ -61,13 +56,12 @@ def steps_left(state: State) -> tuple[dict[str, float], float]:
     return {t: left[share] * state.trials[t].steps for t, share in shares.items()}, unasked(state) * left[0.0] * longest
 
 
-def seconds_left(state: State, elapsed: float) -> float | None:
+def seconds_left(state: State, elapsed: float, own: dict[str, float], asked: float) -> float | None:
     """Wall seconds to the end of the sweep at the pace of its newest driver, `elapsed` seconds after that began.
 
-    At least what the slowest running trial needs by itself, and one trial's wait for its last evaluations. None: no
-    trial has told its pace yet.
+    `own` and `asked` are `steps_left`. At least what the slowest running trial needs by itself, and one trial's wait
+    for its last evaluations. None: no trial has told its pace yet.
     """
-    own, asked = steps_left(state)
     if not own and not asked:
         return 0.0
     total = sum(own.values()) + asked

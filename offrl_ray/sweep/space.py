@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from offrl_ray import config
 from offrl_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -173,6 +172,8 @@ def parse(text: str) -> Domain:
 
     Raises UsageError if the ends are no numbers or a word after them is unknown.
     """
+    from offrl_ray import config  # which loads torch; whoever only looks at a domain need not wait for it
+
     if "," in text or ":" not in text:
         values = config.parse(text)
         return Choice(values if isinstance(values, list) else [values])

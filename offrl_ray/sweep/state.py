@@ -126,6 +126,14 @@ class State:
             raise UsageError([f"{what}; do not trust the folder"]) from e
         self.heard = record.get("time", self.heard)
 
+    def open_trial(self, name: str) -> Trial:
+        """Raises UsageError for a trial that does not exist, has ended, or only repeats another."""
+        trial = self.trials.get(name)
+        if trial is None or trial.ended or trial.same_as:
+            why = "does not exist" if trial is None else f"is {trial.same_as}" if trial.same_as else "has ended"
+            raise UsageError([f"trial {name!r} {why}; `status` lists them"])
+        return trial
+
     def objectives(self) -> list[tuple[str, str]]:
         """Metric and mode, max or min; the first decides. A run without any is after success, or reward alone."""
         if told := (self.plan or {}).get("objectives"):

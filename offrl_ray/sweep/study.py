@@ -1,23 +1,17 @@
 """The ledger as Optuna studies, for optuna-dashboard: one per cell of a search, one for a whole grid."""
 
-import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from offrl_ray.sweep.space import Choice, Domain, from_record
 from offrl_ray.sweep.state import EPISODE, Record, State, Trial
 
 FILE = "optuna.journal"
@@ -33,27 +27,16 @@ def objectives(state: State) -> list[str]:
     return [metric for metric, _ in state.objectives()]
 
 
-def distributions(plan: Record) -> dict[str, BaseDistribution]:
-    """Grid axes are categorical, searched keys have their domains."""
-    grid = {k: CategoricalDistribution([_choice(v) for v in values]) for k, values in plan["axes"].items()}
-    return grid | {k: _distribution(d) for k, d in (plan.get("domains") or {}).items()}
-
-
-def _distribution(domain: Record) -> BaseDistribution:
-    if domain["kind"] == "choice":
-        return CategoricalDistribution([_choice(v) for v in domain["values"]])
-    kind = {"float": FloatDistribution, "int": IntDistribution}[domain["kind"]]
-    return kind(domain["low"], domain["high"], log=domain.get("log", False))
-
-
-def _choice(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+def domains(plan: Record) -> dict[str, Domain]:
+    """Grid axes are choices, searched keys have their domains."""
+    grid: dict[str, Domain] = {k: Choice(values) for k, values in plan["axes"].items()}
+    return grid | {k: from_record(d) for k, d in (plan.get("domains") or {}).items()}
 
 
 def studies(state: State) -> dict[str, list[FrozenTrial]]:
     """Name -> the trials that have ended. Open ones are left out: nobody is RUNNING in a derived study."""
     plan = state.plan or {"name": "", "axes": {}}
-    spread, found = distributions(plan), dict[str, list[FrozenTrial]]()
+    spread, found = domains(plan), dict[str, list[FrozenTrial]]()
     for t in state.trials.values():
         name = f"{plan['name']}/cell_{t.cell:02d}" if plan.get("search") else str(plan["name"])
         trials = found.setdefault(name, [])
@@ -62,8 +45,8 @@ def studies(state: State) -> dict[str, list[FrozenTrial]]:
     return found
 
 
-def _frozen(t: Trial, end: Record, metrics: list[str], spread: dict[str, BaseDistribution]) -> FrozenTrial:
-    params = {k: _choice(v) for k, v in t.point.items() if k in spread}
+def _frozen(t: Trial, end: Record, metrics: list[str], spread: dict[str, Domain]) -> FrozenTrial:
+    params = {k: spread[k].encode(v) for k, v in t.point.items() if k in spread}
     values = [t.value(m) for m in metrics]
     finite = [v for v in values if v is not None and math.isfinite(v)]
     state = STATES[t.status]
@@ -75,7 +58,7 @@ def _frozen(t: Trial, end: Record, metrics: list[str], spread: dict[str, BaseDis
     trial = optuna.trial.create_trial(
         state=state,
         params=params,
-        distributions={k: spread[k] for k in params},
+        distributions={k: spread[k].distribution() for k in params},
         values=finite if state is TrialState.COMPLETE else None,
         intermediate_values={s: v for s, v in curve.items() if v is not None and math.isfinite(v)},
         user_attrs=about | {"step": t.step, "attempts": t.attempt, "diverged": t.diverged},
