@@ -38,7 +38,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,25 +92,29 @@ def read(folder: str | Path) -> RecordLog:
 
     Raises FileNotFoundError if the folder has no records.
     """
-    path = Path(folder) / FILE
-    records: list[dict[str, Any]] = []
     problems: list[str] = []
+    return RecordLog(list(stream(folder, problems)), problems)
+
+
+def stream(folder: str | Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """As `read`, one record at a time, for a reader that keeps less than all of it; adds to `problems`."""
+    path = Path(folder) / FILE
     last, damaged = -1, False
-    *lines, rest = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            record = decode(line)
-        except ValueError as e:
-            problems.append(f"{path}:{number}: {e}")
-            damaged = True  # by a line's end, too: it may stand for several records
-            continue
-        if record["seq"] != last + 1 and not (damaged and record["seq"] > last):
-            problems.append(f"{path}:{number}: record {record['seq']} comes after record {last}")
-        last, damaged = record["seq"], False
-        records.append(record)
-    if rest:  # a line counts when its end is written: the next writer cuts this one off
-        problems.append(f"{path}:{len(lines) + 1}: torn end")
-    return RecordLog(records, problems)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):  # a line counts when its end is written: the next writer cuts this one off
+                problems.append(f"{path}:{number}: torn end")
+                return
+            try:
+                record = decode(line)
+            except ValueError as e:
+                problems.append(f"{path}:{number}: {e}")
+                damaged = True  # by a line's end, too: it may stand for several records
+                continue
+            if record["seq"] != last + 1 and not (damaged and record["seq"] > last):
+                problems.append(f"{path}:{number}: record {record['seq']} comes after record {last}")
+            last, damaged = record["seq"], False
+            yield record
 
 
 def _next_seq(lines: Sequence[bytes]) -> int:

@@ -11,15 +11,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 if __package__ in (None, ""):  # run as a script: its own folder's modules are not the top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from offrl_ray.errors import UsageError, plain
 from results_analysis import plots
-from results_analysis.load import Axis, Grid, Sweep, Trial, find_grid, load, short
-from results_analysis.stats import Estimate, mean_over_seeds, rate_over_seeds
+from results_analysis.grid import Axis, Grid, find_grid, short
+from results_analysis.load import Sweep, Trial, load
+from results_analysis.measures import estimate
+from results_analysis.stats import Estimate
 
 RATES = ("success_once", "success_at_end")
 METRICS = (*RATES, "return", "q_mean")
@@ -28,18 +29,6 @@ CAPTION = (
     "(Student's t over seeds, never narrower than Wilson's over their episodes).\n"
     "Hatched: not completed; seeds that diverged or lack the last evaluation are left out."
 )
-
-
-def estimate(trial: Trial, metric: str) -> Estimate | None:
-    """A metric over the trial's finished seeds; None if none has it, or not all of them."""
-    finals = [s.final[metric] for s in trial.finished if s.final] if metric != "q_mean" else []
-    if metric in RATES:
-        return rate_over_seeds(finals)
-    if metric == "return":
-        return mean_over_seeds([fmean(f) for f in finals])
-    last = [s.train[-1]["metrics"] for s in trial.finished if s.train]
-    values = [float(m[metric]) for m in last if metric in m]
-    return mean_over_seeds(values) if len(values) == len(trial.finished) else None
 
 
 def table_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
@@ -92,8 +81,8 @@ def title(sweep: Sweep, grid: Grid) -> str:
     seeds = [s for t in grid.trials for s in t.seeds]
     finals = [s.final for s in seeds if s.final]
     steps, numbers = {t.steps for t in grid.trials}, sorted({s.seed for s in seeds})
-    env = ", ".join(sorted({r["env"]["id"] for s in seeds for r in s.evals}))
-    episodes = {len(f["success_once"]) for f in finals}
+    env = ", ".join(sorted({r.env["id"] for s in seeds for r in s.evals}))
+    episodes = {len(f.episodes["success_once"]) for f in finals}
     facts = [
         f"{_span(episodes)} evaluation episodes per seed" if episodes else "no final evaluation yet",
         f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}",
@@ -114,13 +103,13 @@ def _ticks(axis: Axis) -> plots.Ticks:
 def picture(sweep: Sweep, grid: Grid) -> bytes:
     """The heatmap as PNG: success, or the return where the environment pays its own reward, and Q if there is one."""
     tiles = {m: [tile(grid, t, m) for t in grid.trials] for m in METRICS}
-    native = any(r["env"].get("reward_mode") == "native" for t in grid.trials for s in t.seeds for r in s.evals)
+    native = any(r.env.get("reward_mode") == "native" for t in grid.trials for s in t.seeds for r in s.evals)
     panels = [
         plots.Panel("return at the last step", "reward per episode", tiles["return"], None)
         if native
         else plots.Panel("success_once at the last step", "share of episodes", tiles["success_once"], (0.0, 1.0))
     ]
-    if any("q_mean" in r["metrics"] for t in grid.trials for s in t.seeds for r in s.train):
+    if any("q_mean" in s.train.metrics for t in grid.trials for s in t.seeds):
         panels.append(plots.Panel("q_mean in the last training report", "units of return", tiles["q_mean"], None))
     return plots.heatmap(title(sweep, grid), CAPTION, _ticks(grid.rows), _ticks(grid.columns), panels)
 

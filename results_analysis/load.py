@@ -1,27 +1,67 @@
-"""A sweep folder's records as trials and seeds, and its points as cells of a grid."""
+"""A sweep folder's records as trials and seeds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from offrl_ray import records
-from offrl_ray.errors import UsageError, did_you_mean
+from offrl_ray.errors import UsageError
 
 Record = dict[str, Any]
+Array = np.ndarray[Any, np.dtype[Any]]
+CONFIRMATION = "confirm"  # the folder within a sweep's
+EPISODE = ("success_once", "success_at_end", "return", "length", "q_start", "discounted_return")
+
+
+class Curves(NamedTuple):
+    """The train reports of one seed, by step."""
+
+    steps: Array  # [R]
+    metrics: dict[str, Array]  # name -> [R]; NaN where a report lacks it
+
+    def last(self, name: str) -> float | None:
+        """Of the newest report; None if no report has it."""
+        return float(self.metrics[name][-1]) if name in self.metrics and len(self.steps) else None
+
+    def late(self, name: str) -> Array:
+        """Its values in the last quarter of the reports, one at least; empty if no report has it."""
+        values = self.metrics.get(name, np.empty(0))
+        return values[-max(1, len(values) // 4) :]
+
+
+class Evaluation(NamedTuple):
+    step: int
+    env: dict[str, Any]
+    episodes: dict[str, Array]  # name of EPISODE -> one entry per episode; q_start only where there is a critic
+
+    def mean(self, name: str) -> float | None:
+        """Over the episodes; q_gap is q_start less the discounted return of the same episodes."""
+        if name == "q_gap":
+            if "q_start" not in self.episodes:
+                return None
+            return float(np.mean(self.episodes["q_start"] - self.episodes["discounted_return"]))
+        return float(np.mean(self.episodes[name])) if name in self.episodes else None
 
 
 @dataclass(frozen=True)
 class Seed:
     seed: int
-    train: list[Record]  # by step
-    evals: list[Record]  # by step
-    final: Record | None  # the evaluation at the last planned step
+    train: Curves
+    evals: list[Evaluation]  # by step
+    final: Evaluation | None  # the one at the last planned step
     diverged: str | None  # the reason
+    diverged_at: int | None = None  # the step of the report that stopped it
 
     @property
     def finished(self) -> bool:
         return self.final is not None and self.diverged is None
+
+    def eval_curve(self, name: str) -> list[tuple[int, float]]:
+        """Step and mean over the episodes of each evaluation."""
+        return [(e.step, v) for e in self.evals if (v := e.mean(name)) is not None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +72,13 @@ class Trial:
     steps: int
     seeds: list[Seed]
     end: Record | None
+    started: bool = False
+    notes: list[str] = field(default_factory=list)
+    faults: list[Record] = field(default_factory=list)  # attempts that were lost
+
+    @property
+    def variant(self) -> str:
+        return str(self.config["algo"]["name"])
 
     @property
     def finished(self) -> list[Seed]:
@@ -67,155 +114,139 @@ class Trial:
 @dataclass(frozen=True)
 class Sweep:
     folder: Path
-    name: str
-    question: str
-    axes: dict[str, list[Any]]
+    plan: Record  # the newest, without its points
     trials: list[Trial]
+    sessions: list[Record]  # each driver's start
     problems: list[str]  # damaged lines
+    first: float  # unix seconds of the first and the newest record
+    newest: float
+    confirmation: "Sweep | None" = None
+
+    @property
+    def name(self) -> str:
+        return str(self.plan["name"])
+
+    @property
+    def question(self) -> str:
+        return self.plan.get("question") or ""
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """Of the grid."""
+        return self.plan["axes"]
+
+    @property
+    def domains(self) -> dict[str, Record]:
+        """What a search chose from inside every cell; empty for a plain grid."""
+        return self.plan.get("domains") or {}
 
 
 def load(folder: str | Path) -> Sweep:
-    """The sweep of a folder, running or done. Raises UsageError if the folder holds none."""
+    """The sweep of a folder, running or done. Raises UsageError if the folder holds none.
+
+    Reports are kept as arrays: a thousand trials of five seeds and a hundred reports take 0.2 GB.
+    """
     expected = f"expected a sweep's folder, with a {records.FILE} that holds a plan"
     try:
-        log = records.read(folder)
+        fold = _Fold()
+        fold.add_all(records.stream(folder, fold.problems))
     except FileNotFoundError:
         what = f"no {records.FILE} in it" if Path(folder).is_dir() else "no such folder"
         raise UsageError([f"{folder}: {what}; {expected}"]) from None
     except OSError as e:
         raise UsageError([f"{folder}: {e.strerror}; {expected}"]) from None
-    plan = next((r for r in reversed(log.records) if r["kind"] == "plan"), None)
-    points = _points(log.records, plan) if plan else []
-    if plan is None or not points:
-        damaged = f", {len(log.problems)} damaged lines (first: {log.problems[0]})" if log.problems else ""
+    plan, problems = fold.plan, fold.problems
+    if plan is None or not fold.points:
+        damaged = f", {len(problems)} damaged lines (first: {problems[0]})" if problems else ""
         what = "no plan in its records" if plan is None else "its plan has no points, and none was asked for"
         raise UsageError([f"{folder}: {what}{damaged}; {expected}"])
-    trials = _trials(points, log.records)
-    return Sweep(Path(folder), plan["name"], plan.get("question") or "", plan["axes"], trials, log.problems)
+    inner = Path(folder) / CONFIRMATION
+    confirmation = load(inner) if (inner / records.FILE).is_file() else None
+    trials = [fold.trial(p) for p in fold.points.values()]
+    return Sweep(Path(folder), plan, trials, fold.sessions, problems, fold.first, fold.newest, confirmation)
 
 
-def _points(log: list[Record], plan: Record) -> list[Record]:
-    """Those of the grid and those that a search asked for, without those that are the same run as another."""
-    asked = [r for r in log if r["kind"] == "point"]
-    return [p for p in (*plan["points"], *asked) if p.get("same_as") is None]
+class _Run:
+    """The reports of one seed while they are read; after a resume the later of the same step replaces the earlier."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.reports: dict[int, Array] = {}
+        self.evals: dict[int, Evaluation] = {}
+
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        for name in metrics.keys() - self.names.keys():
+            self.names[name] = len(self.names)
+        row = np.full(len(self.names), np.nan)
+        for name, value in metrics.items():
+            row[self.names[name]] = float(value)
+        self.reports[step] = row
+
+    def curves(self) -> Curves:
+        steps = sorted(self.reports)
+        table = np.full((len(steps), len(self.names)), np.nan)
+        for i, step in enumerate(steps):
+            table[i, : len(self.reports[step])] = self.reports[step]
+        return Curves(np.array(steps, dtype=int), {name: table[:, k] for name, k in sorted(self.names.items())})
 
 
-def _trials(points: list[Record], log: list[Record]) -> list[Trial]:
-    # After a resume the same step may be recorded again: the later record replaces the earlier. A part of an
-    # evaluation is none.
-    runs: dict[tuple[str, str, int], dict[int, Record]] = {}
-    ends: dict[str, Record] = {}
-    for r in log:
-        if r["kind"] == "train" or (r["kind"] == "eval" and len(r["success_once"]) == r["episodes"]):
-            runs.setdefault((r["kind"], r["trial"], r["seed"]), {})[r["step"]] = r
-        elif r["kind"] == "end":
-            ends[r["trial"]] = r
-        elif r["kind"] in ("start", "retry"):
-            ends.pop(r["trial"], None)
+class _Fold:
+    """All that the analysis keeps of a folder's records."""
 
-    def by_step(kind: str, trial: str, seed: int) -> list[Record]:
-        return [r for _, r in sorted(runs.get((kind, trial, seed), {}).items())]
+    def __init__(self) -> None:
+        self.plan: Record | None = None
+        self.points: dict[str, Record] = {}
+        self.sessions: list[Record] = []
+        self.problems: list[str] = []
+        self.first = self.newest = 0.0
+        self._runs: dict[tuple[str, int], _Run] = {}
+        self._ends: dict[str, Record] = {}
+        self._of: dict[str, dict[str, list[Record]]] = {"note": {}, "fault": {}, "start": {}, "diverged": {}}
 
-    trials = []
-    for p in points:
-        name, end, seeds = p["trial"], ends.get(p["trial"]), []
+    def add_all(self, log: Iterable[Record]) -> None:
+        for r in log:
+            self.first, self.newest = self.first or r["time"], max(self.newest, r["time"])
+            self._add(r)
+
+    def _add(self, r: Record) -> None:
+        kind = r["kind"]
+        if kind == "train":
+            self._run(r).report(r["step"], r["metrics"])
+        elif kind == "eval":
+            if len(r["success_once"]) == r["episodes"]:  # a part of an evaluation is none
+                values = {k: np.array([float(v) for v in r[k]]) for k in EPISODE if r.get(k) is not None}
+                self._run(r).evals[r["step"]] = Evaluation(r["step"], r["env"], values)
+        elif kind == "plan":
+            self.plan = {k: v for k, v in r.items() if k not in ("points", "cells")}
+            asked = {n: p for n, p in self.points.items() if p.get("kind") == "point"}
+            self.points = {p["trial"]: p for p in r["points"] if p.get("same_as") is None} | asked
+        elif kind == "point":
+            if r.get("same_as") is None:
+                self.points[r["trial"]] = r
+        elif kind == "session":
+            self.sessions.append(r)
+        elif kind == "end":
+            self._ends[r["trial"]] = r
+        elif kind in ("start", "retry"):
+            self._ends.pop(r["trial"], None)
+        if kind in self._of:
+            self._of[kind].setdefault(r["trial"], []).append(r)
+
+    def _run(self, r: Record) -> _Run:
+        return self._runs.setdefault((r["trial"], r["seed"]), _Run())
+
+    def trial(self, p: Record) -> Trial:
+        name, end = p["trial"], self._ends.get(p["trial"])
+        told = {kind: found.get(name, []) for kind, found in self._of.items()}
+        seeds = []
         for seed in p["seeds"]:
-            evals = by_step("eval", name, seed)
-            final = next((r for r in evals if r["step"] == p["steps"]), None)
+            run = self._runs.pop((name, seed), _Run())
+            evals = [e for _, e in sorted(run.evals.items())]
+            final = next((e for e in evals if e.step == p["steps"]), None)
             diverged = ((end or {}).get("diverged") or {}).get(str(seed))
-            seeds.append(Seed(seed, by_step("train", name, seed), evals, final, diverged))
-        trials.append(Trial(name, p["point"], p["config"], p["steps"], seeds, end))
-    return trials
-
-
-class Axis(NamedTuple):
-    key: str | None  # None: the grid has no such axis, but one nameless value
-    values: list[Any]
-
-    def covers(self, point: dict[str, Any]) -> range:
-        """Where the point lies: at one value, or at all of them where the axis is inert."""
-        if self.key not in point:
-            return range(len(self.values))
-        i = self.values.index(point[self.key])
-        return range(i, i + 1)
-
-
-class Grid(NamedTuple):
-    rows: Axis
-    columns: Axis
-    fixed: dict[str, Any]  # the other axes, each at one value
-    trials: list[Trial]
-
-
-def short(key: str) -> str:
-    """An axis as tables and pictures name it."""
-    return key.removeprefix("algo.")
-
-
-def find_grid(sweep: Sweep, x: str | None = None, y: str | None = None, where: Sequence[str] = ()) -> Grid:
-    """Columns `x` and rows `y`, by default the plan's first axes with a choice; `where` fixes others, "key=value".
-
-    Raises UsageError for an axis left to average over, and for points that are no cells of a grid.
-    """
-    fixed = _fixed(sweep, where)
-    columns, rows = x and _key(sweep, x), y and _key(sweep, y)
-    if columns and columns == rows:
-        raise UsageError([f"--x and --y are both {columns}: choose two axes"])
-    free = [k for k in sweep.axes if k not in (columns, rows, *fixed)]
-    if not rows and len(free) + bool(columns) > 1:
-        rows = free.pop(0)
-    if not columns and free:
-        columns = free.pop(0)
-    if free:
-        raise UsageError(
-            f"{k} varies beside {rows} and {columns}, and is never averaged over: fix it with "
-            f"--where {short(k)}=VALUE ({_listed(sweep.axes[k])}), or show it with --x or --y"
-            for k in free
-        )
-    fixed = {k: v for k, v in fixed.items() if k not in (columns, rows)}
-    trials = [t for t in sweep.trials if all(t.point.get(k, v) == v for k, v in fixed.items())]
-    axes = {k: sweep.axes[k] if k else [None] for k in (rows, columns)}
-    grid = Grid(Axis(rows, axes[rows]), Axis(columns, axes[columns]), fixed, trials)
-    _check(sweep, grid)
-    return grid
-
-
-def _key(sweep: Sweep, text: str) -> str:
-    for key in sweep.axes:
-        if text in (key, short(key)):
-            return key
-    raise UsageError([f"{text!r} is no axis of sweep {sweep.name}; {did_you_mean(text, sweep.axes)}"])
-
-
-def _fixed(sweep: Sweep, where: Sequence[str]) -> dict[str, Any]:
-    fixed = {k: values[0] for k, values in sweep.axes.items() if len(values) == 1}
-    for text in where:
-        name, _, value = text.partition("=")
-        key = _key(sweep, name)
-        found = [v for v in sweep.axes[key] if str(v) == value]
-        if not found:
-            raise UsageError([f"--where {text}: the sweep has {key} at {_listed(sweep.axes[key])}"])
-        fixed[key] = found[0]
-    return fixed
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _check(sweep: Sweep, grid: Grid) -> None:
-    problems = [
-        f"trial {t.name} has {k} = {v}, no value of that axis: a heatmap needs a grid, not a search"
-        for t in sweep.trials
-        for k, v in t.point.items()
-        if v not in sweep.axes.get(k, [])
-    ]
-    if not problems and not grid.trials:
-        problems = [f"the plan has no point with {', '.join(f'{k} = {v}' for k, v in grid.fixed.items())}"]
-    places: dict[tuple[range, range], Trial] = {}
-    for t in [] if problems else grid.trials:
-        other = places.setdefault((grid.rows.covers(t.point), grid.columns.covers(t.point)), t)
-        if other is not t:
-            problems.append(f"trials {other.name} and {t.name} fall into one cell, {t.point}")
-    if problems:
-        raise UsageError(problems)
+            steps = [r["step"] for r in told["diverged"] if r["seed"] == seed]
+            at = steps[-1] if diverged is not None and steps else None
+            seeds.append(Seed(seed, run.curves(), evals, final, diverged, at))
+        notes = list(dict.fromkeys(r["text"] for r in told["note"]))
+        started = bool(told["start"])
+        return Trial(name, p["point"], p["config"], p["steps"], seeds, end, started, notes, told["fault"])

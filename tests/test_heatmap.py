@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from offrl_ray.records import FILE, Writer
+from results_analysis.grid import find_grid
 from results_analysis.heatmap import main, tile
-from results_analysis.load import find_grid, load
+from results_analysis.load import load
 
 SCRIPT = Path(__file__).parents[1] / "results_analysis" / "heatmap.py"
 ALPHAS, MODES = [0.0, 0.05], ["single_step", "last_5"]

@@ -1,0 +1,100 @@
+"""A sweep's points as cells of a grid of two axes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from offrl_ray.errors import UsageError, did_you_mean
+from results_analysis.load import Sweep, Trial
+
+
+class Axis(NamedTuple):
+    key: str | None  # None: the grid has no such axis, but one nameless value
+    values: list[Any]
+
+    def covers(self, point: dict[str, Any]) -> range:
+        """Where the point lies: at one value, or at all of them where the axis is inert."""
+        if self.key not in point:
+            return range(len(self.values))
+        i = self.values.index(point[self.key])
+        return range(i, i + 1)
+
+
+class Grid(NamedTuple):
+    rows: Axis
+    columns: Axis
+    fixed: dict[str, Any]  # the other axes, each at one value
+    trials: list[Trial]
+
+
+def short(key: str) -> str:
+    """An axis as tables and pictures name it."""
+    return key.removeprefix("algo.")
+
+
+def find_grid(sweep: Sweep, x: str | None = None, y: str | None = None, where: Sequence[str] = ()) -> Grid:
+    """Columns `x` and rows `y`, by default the plan's first axes with a choice; `where` fixes others, "key=value".
+
+    Raises UsageError for an axis left to average over, and for points that are no cells of a grid.
+    """
+    fixed = _fixed(sweep, where)
+    columns, rows = x and _key(sweep, x), y and _key(sweep, y)
+    if columns and columns == rows:
+        raise UsageError([f"--x and --y are both {columns}: choose two axes"])
+    free = [k for k in sweep.axes if k not in (columns, rows, *fixed)]
+    if not rows and len(free) + bool(columns) > 1:
+        rows = free.pop(0)
+    if not columns and free:
+        columns = free.pop(0)
+    if free:
+        raise UsageError(
+            f"{k} varies beside {rows} and {columns}, and is never averaged over: fix it with "
+            f"--where {short(k)}=VALUE ({_listed(sweep.axes[k])}), or show it with --x or --y"
+            for k in free
+        )
+    fixed = {k: v for k, v in fixed.items() if k not in (columns, rows)}
+    trials = [t for t in sweep.trials if all(t.point.get(k, v) == v for k, v in fixed.items())]
+    axes = {k: sweep.axes[k] if k else [None] for k in (rows, columns)}
+    grid = Grid(Axis(rows, axes[rows]), Axis(columns, axes[columns]), fixed, trials)
+    _check(sweep, grid)
+    return grid
+
+
+def _key(sweep: Sweep, text: str) -> str:
+    for key in sweep.axes:
+        if text in (key, short(key)):
+            return key
+    raise UsageError([f"{text!r} is no axis of sweep {sweep.name}; {did_you_mean(text, sweep.axes)}"])
+
+
+def _fixed(sweep: Sweep, where: Sequence[str]) -> dict[str, Any]:
+    fixed = {k: values[0] for k, values in sweep.axes.items() if len(values) == 1}
+    for text in where:
+        name, _, value = text.partition("=")
+        key = _key(sweep, name)
+        found = [v for v in sweep.axes[key] if str(v) == value]
+        if not found:
+            raise UsageError([f"--where {text}: the sweep has {key} at {_listed(sweep.axes[key])}"])
+        fixed[key] = found[0]
+    return fixed
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _check(sweep: Sweep, grid: Grid) -> None:
+    problems = [
+        f"trial {t.name} has {k} = {v}, no value of that axis: a heatmap needs a grid, not a search"
+        for t in sweep.trials
+        for k, v in t.point.items()
+        if v not in sweep.axes.get(k, [])
+    ]
+    if not problems and not grid.trials:
+        problems = [f"the plan has no point with {', '.join(f'{k} = {v}' for k, v in grid.fixed.items())}"]
+    places: dict[tuple[range, range], Trial] = {}
+    for t in [] if problems else grid.trials:
+        other = places.setdefault((grid.rows.covers(t.point), grid.columns.covers(t.point)), t)
+        if other is not t:
+            problems.append(f"trials {other.name} and {t.name} fall into one cell, {t.point}")
+    if problems:
+        raise UsageError(problems)
