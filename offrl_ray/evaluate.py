@@ -13,7 +13,7 @@ from offrl_ray.config import EnvConfig, RunConfig
 from offrl_ray.envs.classic import GymEnv
 from offrl_ray.envs.maniskill import ManiSkillEnv
 from offrl_ray.policy import Policy
-from offrl_ray.types import Env, Spec, State
+from offrl_ray.types import Critic, Env, Spec, State
 
 
 class Episodes(NamedTuple):
@@ -24,6 +24,15 @@ class Episodes(NamedTuple):
     success_at_end: list[int]  # 1 if the last step was
     ret: list[float]  # undiscounted sum of raw rewards
     length: list[int]  # steps to the first success or termination, or all
+    q_start: list[float] | None = None  # the critic's Q of the first executed chunk; None: the variant has no critic
+    discounted_return: list[float] | None = None  # what that Q is to foretell; None likewise
+
+
+class _Rollout(NamedTuple):
+    success: Tensor  # [T, N]
+    terminated: Tensor  # [T, N]
+    reward: Tensor  # [T, N]
+    q_start: Tensor | None  # [N]
 
 
 @torch.no_grad()
@@ -32,10 +41,11 @@ def evaluate(policy: Policy, env: Env, episodes: int, seed: int) -> Episodes:
 
     So an episode does not depend on how many run together, and two policies meet the same starts.
     """
-    result = Episodes([], [], [], [], [])
+    result, critic = Episodes([], [], [], [], []), policy.alg.critic
+    q_start, discounted = list[float](), list[float]()
     for first in range(0, episodes, env.num_envs):
         seeds = [seed + first + i for i in range(env.num_envs)]
-        success, terminated, reward = _rollout(policy, env, seeds)  # [T, N]
+        success, terminated, reward, q = _rollout(policy, env, seeds)
         for i in range(min(env.num_envs, episodes - first)):
             ends = (success | terminated)[:, i].nonzero()
             result.seed.append(seeds[i])
@@ -43,25 +53,41 @@ def evaluate(policy: Policy, env: Env, episodes: int, seed: int) -> Episodes:
             result.success_at_end.append(int(success[-1, i]))
             result.ret.append(float(reward[:, i].sum()))
             result.length.append(int(ends[0]) + 1 if len(ends) else len(success))
-    return result
+            if critic is not None and q is not None:
+                q_start.append(float(q[i]))
+                discounted.append(discounted_return(reward[:, i], terminated[:, i], critic))
+    return result if critic is None else result._replace(q_start=q_start, discounted_return=discounted)
 
 
-def _rollout(policy: Policy, env: Env, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def discounted_return(reward: Tensor, terminated: Tensor, critic: Critic) -> float:
+    """sum_t gamma^t r_t in the critic's units, up to and including the first terminated step; both [T].
+
+    Of an episode that a time limit cuts short the critic also expects what would have come after.
+    """
+    ends = terminated.nonzero()
+    rewards = reward[: int(ends[0]) + 1 if len(ends) else None].tolist()
+    return critic.reward_scale * sum(critic.gamma**t * r for t, r in enumerate(rewards))
+
+
+def _rollout(policy: Policy, env: Env, seeds: Sequence[int]) -> _Rollout:
     spec = policy.spec
     frame = env.reset(seeds)
     device = next(iter(frame.values())).device
     generators = [Generator(device).manual_seed(s) for s in seeds]
     window = {k: [v] * spec.obs_horizon for k, v in frame.items()}
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    q_start: Tensor | None = None
     while len(steps) < env.max_steps:
         draws = [policy.alg.act_noise(g, 1) for g in generators]
         chunk = policy.act(window, {k: torch.cat([d[k] for d in draws]) for k in draws[0]})
+        if not steps:
+            q_start = policy.value(window, chunk)
         for h in range(min(spec.act_horizon, env.max_steps - len(steps))):
             step = env.step(chunk[:, h])
             window = {k: [*frames[1:], step.obs[k]] for k, frames in window.items()}
             steps.append((step.success, step.terminated, step.reward))
     success, terminated, reward = (torch.stack(column).cpu() for column in zip(*steps, strict=True))
-    return success, terminated, reward
+    return _Rollout(success, terminated, reward, q_start)
 
 
 def open_env(env: EnvConfig) -> Env:
@@ -85,7 +111,7 @@ class EvalRequest(NamedTuple):
     digest: str  # of the checkpoint
     cfg: RunConfig
     spec: Spec
-    members: dict[int, State]  # seed -> {"acting": ...} on the CPU
+    members: dict[int, State]  # seed -> what `policy.acting_and_critic` gives
 
 
 class EvalResult(NamedTuple):

@@ -63,7 +63,7 @@ def load_exported(out: str | Path, seed: int) -> Policy:
         raise
     except DAMAGE as e:
         raise UsageError([f"{out} is damaged: {str(e).splitlines()[0]}; export the policy again"]) from None
-    return Policy(alg, spec, {"acting": acting})
+    return Policy(alg._replace(critic=None), spec, {"acting": acting})  # the critic stays with the trainer
 
 
 def flatten(tree: State, path: str = "") -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ plan     what was asked: `name`, `question`, `preset`, `variant`, `axes` {key: [
          {key: domain} searched inside every cell, `base` {dotted key: value}, `cells` [{index, axes, base, space}],
          `search` {sampler, trials (per cell), seed, objectives [..], first [..]} or null, `objectives`
          [{metric, mode}], `rungs` {grace, eta} or null, `resources` {..}, `keep` {top, bytes}, `fresh`, `priors`
-         [what another sweep found], `points` [{trial, point, config, seeds, steps, cell}] (the grid's; a search asks
-         for its own), `digest`, `data` [{file, digest, ...}], `versions` {.., code}
+         [what another sweep found], `claims` [those that the sweep script declares, or none], `confirms` {folder,
+         digest, points [trial names]} of a confirmation sweep or null, `points` [{trial, point, config, seeds, steps,
+         cell}] (the grid's; a search asks for its own), `digest`, `data` [{file, digest, ...}], `versions` {.., code}
 session  `host`, `pid`, `argv`, `versions`: a driver begins
 extend   `trials`: so many more points per cell may be asked
 point    `trial`, `point`, `config`, `seeds`, `steps`, `cell`, `number`, `params` as asked, `same_as` trial or null:
@@ -18,7 +19,9 @@ start    `trial`, `attempt`, `step` where it starts or continues [, `cached` "fo
 train    `trial`, `attempt`, `seed`, `step`, `metrics` {name: mean since the last report}, `seconds` of training so far
 eval     `trial`, `attempt`, `seed`, `step`, `digest` of the checkpoint, `members` (seeds evaluated together), `env`
          {id, ...}, `episodes` asked and, one entry per episode, `episode_seeds`, `success_once`, `success_at_end`,
-         `return`, `length`; `seconds`
+         `return`, `length`, `q_start` (the critic's mean Q over its ensemble of the first observation and the chunk
+         executed there, in units of reward_scale x reward), `discounted_return` (sum gamma^t r_t x reward_scale up to
+         and including the first terminated step), both null for a variant without critic; `seconds`
 diverged `trial`, `attempt`, `seed`, `step`, `reason`: a stop rule ended this seed
 note     `trial`, `text`: something a reader should know
 stop     `trial`, `reason`: somebody decided (rung, user); the trial will end as pruned
@@ -44,7 +47,7 @@ from typing import Any, NamedTuple
 
 from offrl_ray.errors import DiskFull
 
-VERSION = 2
+VERSION = 3
 FILE = "records.jsonl"
 TORN = "records.torn"
 CRC = b',"crc":"'
@@ -55,19 +58,20 @@ class RecordLog(NamedTuple):
     problems: list[str]  # damaged lines and missing records, with line numbers
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """The same value with numbers that JSON has not as their names."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
+        return {k: strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     return value
 
 
 def encode(record: dict[str, Any]) -> bytes:
     """One line: the record as JSON with its CRC-32 as last key."""
-    body = json.dumps(_strict(record), separators=(",", ":"), allow_nan=False)
+    body = json.dumps(strict(record), separators=(",", ":"), allow_nan=False)
     return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 

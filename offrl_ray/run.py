@@ -22,7 +22,7 @@ from offrl_ray.errors import CheckpointError, UsageError
 from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, is_finite, open_env
 from offrl_ray.fields import Needs
 from offrl_ray.online import LocalWalk, Online, Walk, random_frames
-from offrl_ray.policy import acting
+from offrl_ray.policy import acting_and_critic
 from offrl_ray.sweep.divergence import Report, judge, last_finite
 from offrl_ray.train import Progress, Snapshot, start, train
 from offrl_ray.types import Source, Spec
@@ -274,7 +274,7 @@ class _Run:
 
     def _submit(self, snapshot: Snapshot, digest: str) -> None:
         members = {
-            seed: acting(snapshot.state, i)
+            seed: acting_and_critic(snapshot.state, i)
             for i, seed in enumerate(self.cfg.train.seeds)
             if seed not in self.diverged or self.diverged[seed][0] > snapshot.step
         }
@@ -361,6 +361,8 @@ def eval_record(cfg: RunConfig, trial: str, seed: int, result: EvalResult) -> Re
         "success_at_end": e.success_at_end,
         "return": e.ret,
         "length": e.length,
+        "q_start": e.q_start,
+        "discounted_return": e.discounted_return,
         "seconds": result.seconds,
     }
 

@@ -84,6 +84,22 @@ class Spec:
         return tuple((self.raw_bounds[1] - m) / s for m, s in zip(self.action_mean, self.action_std, strict=True))
 
 
+class Critic(NamedTuple):
+    """What a variant believes an executed chunk is worth. Pure, and for a single member.
+
+    `q` is the mean over the ensemble that the metrics q_policy_mean and q_data_mean average over a batch: what will be
+    paid from here on, discounted by `gamma`, in units of `reward_scale` x reward. No time limit cuts it off, and it
+    holds the policy's entropy where the variant backs that up. It reads `acting` and, where there is one, `critic`.
+
+    A chunk that the policy predicts for the oldest frame (`act_offset` > 0) is scored from there on in training, and
+    that is the executed one only where all frames are the same: at an episode's start.
+    """
+
+    q: Callable[[State, Obs, Tensor], Tensor]  # obs history, executed chunk [N, H, A] -> [N]
+    gamma: float  # discount per environment step
+    reward_scale: float
+
+
 class Algorithm(NamedTuple):
     """Everything the program may know about a variant. All functions are pure and for a single member."""
 
@@ -94,6 +110,7 @@ class Algorithm(NamedTuple):
     act: Callable[[State, Obs, Noise], Tensor]  # obs history, [N, T_o, ...] -> executed chunk [N, H, A]
     explore_noise: Callable[[Generator, int], Noise] | None = None  # when it gathers data; None: it never does
     minibatches: int = 1  # minibatches of `batch_size` chunks, side by side in the batch of one update
+    critic: Critic | None = None  # None: it values nothing
 
 
 class Source(Protocol):

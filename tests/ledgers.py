@@ -61,6 +61,7 @@ def evaluation(
     episodes = {"episodes": 2, "episode_seeds": [100 + i for i in range(len(once))], "env": CONFIG["env"]}
     columns: dict[str, Any] = {"members": list(SEEDS), "success_once": list(once), "success_at_end": [0] * len(once)}
     columns |= {"return": [1.5, 2.5][: len(once)], "length": [3, 5][: len(once)]}
+    columns |= {"q_start": [2.0, 1.0][: len(once)], "discounted_return": [0.25, 0.75][: len(once)]}
     return {"kind": "eval", **about, **episodes, **columns, "seconds": 1.0, **more}
 
 

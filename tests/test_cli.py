@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -550,6 +551,8 @@ def test_evaluate_repeats_the_final_evaluation_of_the_run(trained: Path, capsys:
         episodes = found["seeds"][str(record["seed"])]
         assert episodes["seed"] == record["episode_seeds"]
         assert (episodes["success_once"], episodes["ret"]) == (record["success_once"], record["return"])
+        assert episodes["q_start"] == record["q_start"] != [0.0, 0.0]
+        assert episodes["discounted_return"] == record["discounted_return"]
     assert found["digest"] == final()[0]["digest"]
 
 
@@ -559,6 +562,17 @@ def test_evaluate_prints_rates_with_intervals(trained: Path, capsys: Capture) ->
     assert "3 episodes from seed 5" in out[0]
     assert [line.split(":")[0] for line in out[1:]] == ["seed 0", "seed 1"]
     assert all("success_once" in line and "[" in line for line in out[1:])
+    assert all(re.search(r"length [\d.]+, q_start \S+, discounted_return \S+, q_gap \S+$", line) for line in out[1:])
+
+
+def test_evaluate_tells_what_a_diverged_critic_says_of_a_policy_that_is_not(trained: Path, capsys: Capture) -> None:
+    saved = checkpoint.load(trained)
+    saved.snapshot.state["critic"]["b_out"][1].fill_(torch.inf)
+    checkpoint.save(trained.parent, saved.snapshot, saved.cfg, saved.spec, 0.0, {})
+    assert cli.main(["evaluate", str(trained), "--episodes", "2", "--json"]) == 0
+    assert strict(capsys.readouterr().out)["seeds"]["1"]["q_start"] == ["inf", "inf"]
+    assert cli.main(["evaluate", str(trained), "--episodes", "2"]) == 0
+    assert "q_start inf, discounted_return 0" in capsys.readouterr().out.splitlines()[2]
 
 
 def test_evaluate_of_a_checkpoint_with_a_diverged_member_tells_of_the_others(trained: Path, capsys: Capture) -> None:
@@ -786,6 +800,16 @@ def test_export_takes_the_newest_checkpoint_of_a_trial(
     ((_, path, out, about),) = called
     assert (path, out) == (checkpoint.path_of(folder / "trials" / trial, 12), Path("out"))
     assert (about["trial"], about["return"], about["sweep"]) == (trial, 2.0, "toy")
+
+
+def test_export_tells_a_value_that_is_not_finite_as_records_do(tmp_path: Path, called: list[tuple[Any, ...]]) -> None:
+    evals = [ledgers.evaluation("00", 12, s, q_start=["inf", 1.0]) for s in (0, 1)]
+    asked = ledgers.plan([ledgers.point("00")], objectives=[{"metric": "q_gap", "mode": "min"}])
+    ledgers.write(tmp_path / "x", [asked, ledgers.session(), ledgers.start("00"), *evals, ledgers.end("00")])
+    checkpoint.path_of(tmp_path / "x" / "trials" / "00", 12).mkdir(parents=True)
+    assert cli.main(["export", str(tmp_path / "x"), "00", "out"]) == 0
+    ((*_, about),) = called
+    assert about["q_gap"] == "inf"
 
 
 def test_export_takes_nothing_from_outside_the_folder(

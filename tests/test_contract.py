@@ -31,7 +31,8 @@ from offrl_ray.algos import VARIANTS
 from offrl_ray.algos.functional import polyak, select, stack, tree_map, unravel
 from offrl_ray.config import describe, from_dict, to_dict
 from offrl_ray.fields import swept_fields
-from offrl_ray.types import Batch, Hparams, State
+from offrl_ray.policy import acting_and_critic
+from offrl_ray.types import Algorithm, Batch, Critic, Hparams, State
 
 VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 KNOBS = [(v, k, knob) for v, row in ROWS.items() for k, knob in row.knobs.items()]
@@ -44,6 +45,11 @@ NETWORKS = [(v, network) for v, row in ROWS.items() for network in row.networks.
 NETWORK_IDS = [f"{v}-{k}" for v, row in ROWS.items() for k in row.networks]
 SWITCHED = [(v, s, k, knob) for v, k, knob in KNOBS for s in ROWS[v].switches if k not in s and "." not in k]
 SWITCHED_IDS = ["-".join((v, *(f"{s}={x}" for s, x in switch.items()), k)) for v, switch, k, _ in SWITCHED]
+
+CRITICS: list[tuple[str, Flat]] = [(v, {}) for v in VARIANTS if algorithm(v)[0].critic]
+BOUNDED: Flat = {"bounded_critic": True, "gamma": 0.9, "reward_scale": 2.0}
+CRITICS += [(v, BOUNDED) for v in ("cpql", "awcp")] + [("sac", {"backup_entropy": True, "num_critics": 5})]
+CRITIC = pytest.mark.parametrize(("variant", "settings"), CRITICS)
 
 Stacked = tuple[State, list[list[Step]], list[Hparams]]
 
@@ -72,6 +78,11 @@ def spread(variant: str) -> list[Flat]:
     """Three members: no swept field changed, all of them, every other one."""
     changed = {k: knob.value for v, k, knob in SWEPT if v == variant}
     return [{}, changed, dict(list(changed.items())[::2])]
+
+
+def critic_of(alg: Algorithm) -> Critic:
+    assert alg.critic
+    return alg.critic
 
 
 def numbers(tree: Mapping[str, Any]) -> bool:
@@ -263,6 +274,60 @@ def test_acting_reads_only_the_acting_part(variant: str) -> None:
     alg, _ = algorithm(variant)
     state, obs, noise = run(variant), window(generator(1), 5, spec_of(variant)), alg.act_noise(generator(2), 5)
     assert same_bits(alg.act({"acting": state["acting"]}, obs, noise), alg.act(state, obs, noise))
+
+
+def test_every_variant_but_the_imitators_has_a_critic() -> None:
+    assert {v for v in VARIANTS if algorithm(v)[0].critic is None} == {"flow_bc", "gaussian_bc"}
+
+
+@CRITIC
+def test_a_critic_gives_one_finite_number_a_chunk_in_the_units_that_it_names(variant: str, settings: Flat) -> None:
+    alg, hp = algorithm(variant, settings)
+    critic, state = critic_of(alg), run(variant, settings)
+    obs = window(generator(1), 5, spec_of(variant))
+    q = critic.q(state, obs, alg.act(state, obs, alg.act_noise(generator(2), 5)))
+    assert (q.shape, bool(q.isfinite().all())) == ((5,), True)
+    scale = hp.get("reward_scale", torch.ones(()))
+    assert (critic.gamma, critic.reward_scale) == (pytest.approx(float(hp["gamma"])), pytest.approx(float(scale)))
+
+
+@CRITIC
+def test_a_critic_is_the_one_that_the_metric_of_the_datas_chunks_averages(variant: str, settings: Flat) -> None:
+    alg, hp = algorithm(variant, settings)
+    ((b, noise),) = steps(alg, 1, seed=5, spec=spec_of(variant))
+    state = run(variant, settings)
+    _, metrics = alg.update(state, b, noise, hp)
+    q = critic_of(alg).q(state, b.obs, b.q_action[:, : spec_of(variant).act_horizon])
+    assert q.std() > 0
+    torch.testing.assert_close(q.mean(), metrics["q_data_mean"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("variant", "settings"), [c for c in CRITICS if c[0] not in ("awcp", "dqc")])
+def test_the_policys_own_chunks_are_worth_the_metric_q_policy_mean(variant: str, settings: Flat) -> None:
+    """The metric's chunks are those of the trained policy, as it was before the update, and not cut at an offset."""
+    one_sampler = {"q_grad_mode": "whole_grad"} if variant == "cpql" else {}
+    spec = dataclasses.replace(spec_of(variant), act_offset=0)
+    alg, hp = algorithm(variant, settings, one_sampler, spec=spec)
+    ((b, noise),) = steps(alg, 1, seed=5, spec=spec)
+    state = run(variant, settings)
+    if "policy_ema" in state["acting"]:
+        state = {**state, "acting": {"policy_ema": state["policy"]}}
+    after, metrics = alg.update(state, b, noise, hp)
+    if "temperature" in state:  # a soft policy climbs the critic after its step
+        state = {**state, "critic": after["critic"]}
+    q = critic_of(alg).q(state, b.obs, alg.act(state, b.obs, noise))
+    torch.testing.assert_close(q.mean(), metrics["q_policy_mean"], rtol=1e-5, atol=1e-7)
+
+
+@CRITIC
+def test_a_critic_reads_what_an_evaluation_gets_and_changes_nothing(variant: str, settings: Flat) -> None:
+    alg, _ = algorithm(variant, settings)
+    state, obs = run(variant, settings), window(generator(1), 5, spec_of(variant))
+    chunk = alg.act(state, obs, alg.act_noise(generator(2), 5))
+    given = {"state": acting_and_critic(stack([state]), 0), "obs": obs, "chunk": chunk}
+    before = tree_map(torch.clone, given)
+    assert same_bits(critic_of(alg).q(given["state"], obs, chunk), critic_of(alg).q(state, obs, chunk))
+    assert not different(given, before)
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if spec_of(v).pred_horizon > spec_of(v).act_horizon])

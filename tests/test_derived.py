@@ -50,7 +50,21 @@ def test_tensorboard_reads_every_metric_at_its_step_for_each_seed(tmp_path: Path
     assert scalars(tmp_path, seed=1)["train/q_mean"] == [(2, 2.5), (4, 4.5), (6, 6.5)]
     evals = {k: v for k, v in scalars(tmp_path, seed=1).items() if k.startswith("eval/")}
     expected = {"success_once": 0.5, "success_at_end": 0.0, "return": 2.0, "length": 4.0}
+    expected |= {"q_start": 1.5, "discounted_return": 0.5, "q_gap": 1.0}
     assert evals == {f"eval/{k}": [(4, v), (8, v)] for k, v in expected.items()}
+
+
+def test_without_critic_there_is_nothing_of_one_to_draw(tmp_path: Path) -> None:
+    live(tmp_path, [start("00"), evaluation("00", 4, q_start=None, discounted_return=None)])
+    assert scalars(tmp_path).keys() == {f"eval/{k}" for k in ("success_once", "success_at_end", "return", "length")}
+
+
+def test_a_q_that_is_not_finite_is_told_beside_the_return_that_came(tmp_path: Path) -> None:
+    live(tmp_path, [start("00"), evaluation("00", 4, q_start=[math.inf, 1.0])])
+    found = scalars(tmp_path)
+    assert found["eval/discounted_return"] == [(4, 0.5)]
+    assert found["nonfinite/q_start"] == found["nonfinite/q_gap"] == [(4, 1.0)]
+    assert not {"eval/q_start", "eval/q_gap"} & found.keys()
 
 
 def test_only_training_evaluation_and_divergence_make_event_files(tmp_path: Path) -> None:

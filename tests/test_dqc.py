@@ -109,6 +109,17 @@ def test_the_executed_chunk_is_the_references_best_sample(settings: Flat) -> Non
         agree({"": chunk[b]}, {"": ref.act(acting, ref_cpql.condition(p.batch.obs, b), z[b], p.cfg, SPEC)}, 1e-9)
 
 
+@pytest.mark.parametrize("q_agg", ["mean", "min"])
+def test_an_executed_chunk_is_worth_the_mean_of_its_critics_probabilities(q_agg: str) -> None:
+    state = run("dqc")
+    critic = {k: torch.zeros_like(v) for k, v in state["acting"]["action_critic"].items()}
+    critic["b_out"] = torch.tensor([-math.log(4), math.log(3)]).view(2, 1, 1)  # of 1/5 and 3/4
+    alg, b = make(run_config("dqc", {"q_agg": q_agg}).algo, SPEC), batch(generator(), 4, SPEC)
+    assert alg.critic
+    q = alg.critic.q({"acting": {"action_critic": critic}}, b.obs, b.q_action[:, :H_A])
+    torch.testing.assert_close(q, torch.full((4,), (1 / 5 + 3 / 4) / 2))
+
+
 def test_rho_by_hand() -> None:
     """p = 1/2 everywhere, targets 4/5, 1/5, 1, 0: logits ln 4, -ln 4 and, off the ends by 1e-5, +-ln 99999."""
     target, logits, kappa = torch.tensor([0.8, 0.2, 1.0, 0.0]), torch.zeros(4), torch.tensor(0.9)

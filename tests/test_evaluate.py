@@ -1,16 +1,21 @@
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor
+from toys import algorithm, different, generator
 
 from offrl_ray.algos import make
-from offrl_ray.algos.functional import select
+from offrl_ray.algos.functional import select, stack
 from offrl_ray.evaluate import Episodes, EvalRequest, LocalEvaluator, evaluate, evaluate_members
-from offrl_ray.policy import Policy, acting
+from offrl_ray.policy import Policy, acting, acting_and_critic
+from offrl_ray.records import VERSION, decode, encode
+from offrl_ray.run import eval_record
+from offrl_ray.sweep.state import means
 from offrl_ray.train import start
-from offrl_ray.types import Algorithm, EnvStep, Noise, Obs, Spec, State
+from offrl_ray.types import Algorithm, Critic, EnvStep, Noise, Obs, Spec, State
 from tests.conftest import OBS, MakeRun, ToyEnv
 
 MEAN, STD = (0.1, -0.2), (0.5, 2.0)
@@ -33,14 +38,15 @@ SPEC = Spec(
 Act = Callable[[Obs, Noise], Tensor]
 
 
-def policy(act: Act, spec: Spec = SPEC) -> Policy:
+def policy(act: Act, spec: Spec = SPEC, critic: Critic | None = None) -> Policy:
     def noise(g: Generator, n: int) -> Noise:
         return {"z": torch.randn((n, spec.act_horizon, spec.action_dim), generator=g)}
 
     def unused(*args: Any) -> Any:
         raise AssertionError("an evaluation only acts")
 
-    return Policy(Algorithm(unused, unused, unused, noise, lambda state, obs, z: act(obs, z)), spec, {"acting": {}})
+    alg = Algorithm(unused, unused, unused, noise, lambda state, obs, z: act(obs, z), critic=critic)
+    return Policy(alg, spec, {"acting": {}})
 
 
 def drifting(obs: Obs, noise: Noise) -> Tensor:
@@ -94,7 +100,7 @@ class Scripted:
 def test_exactly_the_episodes_asked_for_are_counted(episodes: int, num_envs: int) -> None:
     found = evaluate(policy(drifting), ToyEnv(num_envs), episodes, seed=40)
     assert found.seed == list(range(40, 40 + episodes))
-    assert {len(column) for column in found} == {episodes}
+    assert {len(column) for column in found[:5]} == {episodes}
 
 
 @pytest.mark.parametrize("num_envs", [2, 3, 7, 10])
@@ -109,7 +115,7 @@ def test_an_episode_is_a_function_of_its_seed() -> None:
     six = evaluate(policy(drifting), ToyEnv(max_steps=9), 6, seed=0)
     torch.manual_seed(1)
     later = evaluate(policy(drifting), ToyEnv(max_steps=9), 4, seed=2)
-    assert Episodes(*(column[2:] for column in six)) == later
+    assert Episodes(*(column[2:] for column in six[:5])) == later
 
 
 def test_two_policies_meet_the_same_starts_and_the_same_noise() -> None:
@@ -139,9 +145,54 @@ def test_an_episodes_length_is_the_steps_to_its_success_or_termination() -> None
     assert found.success_at_end == [1, 0, 0, 0]
 
 
+FIRST = Critic(lambda state, obs, chunk: obs["state"][:, 0, 0], gamma=0.5, reward_scale=0.1)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+def test_a_discounted_return_is_what_the_critic_foretells(num_envs: int) -> None:
+    """Rewards are 1, 10, 100, 1000: half of each step's counts a step before, and all a tenth."""
+    script, failures = {0: [], 1: [0], 2: [3], 3: [1, 2]}, {4: [2, 3]}
+    env = Scripted(script, 4, num_envs, failures)
+    found = evaluate(policy(lambda o, z: 0 * z["z"], critic=FIRST), env, 5, seed=0)
+    assert found.discounted_return == pytest.approx([15.6, 0.1, 15.6, 0.6, 3.1])
+    assert found.ret == [1111.0] * 5
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_q_is_of_the_first_observation_and_the_chunk_that_is_executed_there(num_envs: int) -> None:
+    seen: list[tuple[Obs, Tensor]] = []
+
+    def q(state: State, obs: Obs, chunk: Tensor) -> Tensor:
+        seen.append((obs, chunk))
+        return obs["state"][:, -1, 0] + 1000 * chunk[:, 1, 0]
+
+    env = Scripted({}, 4, num_envs)
+    beyond = torch.tensor([[9.0, 0.0], [-9.0, 0.5]])  # raw: 1, -0.2 and -1, 0.8
+    found = evaluate(policy(lambda o, z: beyond.expand_as(z["z"]), critic=Critic(q, 0.9, 1.0)), env, 3, seed=7)
+    executed = (torch.tensor([[1.0, -0.2], [-1.0, 0.8]]) - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert len(seen) == 3 // num_envs
+    for obs, chunk in seen:
+        assert obs["state"].shape == (num_envs, 3, OBS)
+        torch.testing.assert_close(chunk, executed.expand(num_envs, 2, 2))
+        assert torch.equal(chunk * torch.tensor(STD) + torch.tensor(MEAN), torch.stack(env.actions[:2], 1))
+    assert found.q_start == pytest.approx([(100 * s - 0.5) / 0.25 - 2200 for s in (7, 8, 9)])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_diverged_critic_is_recorded_and_stops_nothing(value: float, tiny: MakeRun) -> None:
+    asked, state = request(tiny)
+    state["critic"]["b_out"].fill_(value)
+    asked = asked._replace(members={seed: acting_and_critic(state, i) for i, seed in enumerate(asked.members)})
+    result = evaluate_members(asked, ToyEnv())
+    record = decode(encode({"v": VERSION, "seq": 0, **eval_record(asked.cfg, "00", 1, result)}))
+    assert record["q_start"] == [str(value)] * 2
+    assert all(math.isfinite(r) for r in record["discounted_return"])
+    assert str(means(record)["q_gap"]) == str(value)
+
+
 def test_outcomes_are_plain_numbers() -> None:
-    for column in evaluate(policy(drifting), ToyEnv(2), 3, seed=0):
-        assert {type(x) for x in column} <= {int, float}
+    for column in evaluate(policy(drifting, critic=FIRST), ToyEnv(2), 3, seed=0):
+        assert {type(x) for x in column or [None]} <= {int, float}
 
 
 @pytest.mark.parametrize(("max_steps", "calls"), [(1, 1), (2, 1), (5, 3), (6, 3)])
@@ -185,7 +236,7 @@ def test_a_policy_normalises_observations_and_gives_raw_clamped_actions() -> Non
 def request(tiny: MakeRun) -> tuple[EvalRequest, State]:
     cfg, data = tiny()
     state = start(cfg, make(cfg.algo, data.spec)).state
-    members = {seed: acting(state, i) for i, seed in enumerate(cfg.train.seeds)}
+    members = {seed: acting_and_critic(state, i) for i, seed in enumerate(cfg.train.seeds)}
     return EvalRequest(8, "digest", cfg, data.spec, members), state
 
 
@@ -201,12 +252,24 @@ def test_every_member_is_evaluated_by_its_own_weights(tiny: MakeRun) -> None:
     assert result.seconds > 0
 
 
-def test_acting_holds_nothing_but_the_acting_part(tiny: MakeRun) -> None:
-    asked, state = request(tiny)
-    for i, seed in enumerate((0, 1)):
-        assert list(asked.members[seed]) == ["acting"]
-        for k, v in asked.members[seed]["acting"]["policy_ema"].items():
-            assert v.equal(state["acting"]["policy_ema"][k][i])
+@pytest.mark.parametrize(("part", "holds"), [(acting, ["acting"]), (acting_and_critic, ["acting", "critic"])])
+def test_a_member_holds_its_own_weights_and_no_others(
+    part: Callable[[State, int], State], holds: list[str], tiny: MakeRun
+) -> None:
+    _, state = request(tiny)
+    for i in (0, 1):
+        member = part(state, i)
+        assert list(member) == holds
+        assert not different(member, {k: select(state[k], i) for k in holds})
+
+
+@pytest.mark.parametrize("variant", ["flow_bc", "gaussian_bc"])
+def test_a_variant_without_critic_foretells_nothing(variant: str) -> None:
+    alg, _ = algorithm(variant, spec=SPEC)
+    state = acting_and_critic(stack([alg.init(generator())]), 0)
+    assert list(state) == ["acting"]
+    found = evaluate(Policy(alg, SPEC, state), Scripted({}, 4), 2, 0)
+    assert (found.q_start, found.discounted_return, found.ret) == (None, None, [1111.0] * 2)
 
 
 def test_the_local_evaluator_opens_one_environment_at_the_first_request(tiny: MakeRun) -> None:

@@ -131,6 +131,13 @@ def test_the_weights_are_the_acting_part_alone_under_dotted_names(variant: str, 
     }
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_exported_policy_has_no_critic(variant: str, trained: dict[str, Trained]) -> None:
+    policy = load_exported(trained[variant].exported, 3)
+    window = {k: [torch.zeros(1, *s)] * policy.spec.obs_horizon for k, s in policy.spec.obs_shape.items()}
+    assert policy.value(window, policy.act(window, policy.alg.act_noise(torch.Generator(), 1))) is None
+
+
 def test_the_json_says_all_that_acting_needs(trained: dict[str, Trained]) -> None:
     t = trained["cpql"]
     about = json.loads((t.exported / POLICY).read_text(), parse_constant=pytest.fail)

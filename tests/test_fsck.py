@@ -41,6 +41,13 @@ def checkpoint(folder: Path, trial: str, name: str) -> None:
 
 CLEAN: dict[str, list[Record]] = {
     "whole": [*BEGIN, *whole("00"), *whole("01")],
+    "a variant without critic": [
+        r | {"q_start": None, "discounted_return": None} if r["kind"] == "eval" else r
+        for r in [*BEGIN, *whole("00"), *whole("01")]
+    ],
+    "a Q that is not finite": [
+        r | {"q_start": ["inf", "nan"]} if r["kind"] == "eval" else r for r in [*BEGIN, *whole("00"), *whole("01")]
+    ],
     "resumed from the newest checkpoint": resumed(begin=8),
     "lost and retried by the driver": resumed(fault("00"), begin=8),
     "resumed from an older checkpoint, for the newest was damaged": resumed(note("00", DAMAGED)),
@@ -156,6 +163,10 @@ BROKEN: dict[str, tuple[str, list[Record]]] = {
         "N4",
         [r | {"return": [1.5, 2.6]} if r == evaluation("00", 8, 0, 2) else r for r in resumed(note("00", DAMAGED))],
     ),
+    "a Q that differs when it is repeated": (
+        "N4",
+        [r | {"q_start": [2.0, 1.1]} if r == evaluation("00", 8, 0, 2) else r for r in resumed(note("00", DAMAGED))],
+    ),
     "another checkpoint after the same steps": (
         "N4",
         [
@@ -172,6 +183,8 @@ BROKEN: dict[str, tuple[str, list[Record]]] = {
     "another environment's name": ("N5", changed(WHOLE, LAST, env=OTHER_ENV | {"id": "X", "reward_mode": "sparse"})),
     "other episodes": ("N5", changed(WHOLE, LAST, episode_seeds=[100, 102])),
     "columns of different lengths": ("N5", changed(WHOLE, LAST, length=[3])),
+    "a Q without what came": ("N5", changed(WHOLE, LAST, discounted_return=None)),
+    "a Q of fewer episodes": ("N5", changed(WHOLE, LAST, q_start=[2.0])),
     "fewer episodes asked for": ("N5", changed(WHOLE, LAST, **evaluation("00", 12, once=[1], episodes=1))),
     "an attempt left out": (
         "N6",

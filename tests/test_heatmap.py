@@ -35,6 +35,8 @@ def evaluate(w: Writer, trial: str, seed: int, once: list[int], step: int = STEP
         "episode_seeds": [0, 1, 2, 3],
         "return": once,
         "length": once,
+        "q_start": None,
+        "discounted_return": None,
         "seconds": 1.0,
     }
     w.write("eval", trial=trial, seed=seed, step=step, success_once=once, success_at_end=[0] * len(once), **rest)

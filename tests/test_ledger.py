@@ -9,7 +9,7 @@ import pytest
 from offrl_ray import records
 from offrl_ray.errors import UsageError
 from offrl_ray.sweep.ledger import Ledger, check, place_problems, safe_trial
-from offrl_ray.sweep.state import State
+from offrl_ray.sweep.state import COLUMNS, State
 from offrl_ray.sweep.status import driver_runs
 
 Record = dict[str, Any]
@@ -144,7 +144,7 @@ def test_where_results_cannot_go(tmp_path: Path) -> None:
 def test_an_evaluation_counts_as_done_when_all_its_seeds_are_recorded(tmp_path: Path) -> None:
     """A kill may leave the first records of a report alone."""
     fields = {"attempt": 1, "step": 4, "members": [0, 1], "episodes": 1}
-    columns = {k: [1] for k in ("success_once", "success_at_end", "return", "length")}
+    columns = {k: [1] for k in COLUMNS}
     part = [{"kind": "eval", "trial": "a", "seed": s, **fields, **columns} for s in (0, 1)]
     half, whole = state(PLAN, START, part[0]).trials["a"], state(PLAN, START, *part).trials["a"]
     assert (half.evaluated(), whole.evaluated()) == (frozenset(), frozenset({4}))

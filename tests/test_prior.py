@@ -5,7 +5,7 @@ from offrl_ray.sweep.plan import Demos, Plan, Preset, Sweep, plan
 from offrl_ray.sweep.prior import priors
 from offrl_ray.sweep.space import Choice, Float
 from offrl_ray.sweep.spec import Objective, SearchSpec
-from offrl_ray.sweep.state import State
+from offrl_ray.sweep.state import COLUMNS, State
 from tests.conftest import TINY
 
 LR, ALPHA, LOSS = "algo.lr", "algo.alpha", "algo.q_grad_mode"
@@ -31,7 +31,7 @@ def other(**ends: tuple[dict[str, Any], str | None]) -> State:
             fields = {"trial": trial, "attempt": 1, "seed": seed, "step": 4}
             metrics = {"q_mean": 1.0 + seed, "q_bound_high": 1.0}
             state.add({"kind": "train", **fields, "metrics": metrics, "seconds": 1.0})
-            hits = {k: [seed, 1] for k in ("success_once", "success_at_end", "return", "length")}
+            hits = {k: [seed, 1] for k in COLUMNS}
             state.add({"kind": "eval", **fields, "members": [0, 1], "episodes": 2, **hits})
         if status:
             end = {"trial": trial, "attempt": 1, "step": 4, "failure": "", "reason": "why", "cost": {}}

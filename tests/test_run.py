@@ -17,6 +17,7 @@ from offrl_ray.errors import CheckpointError, UsageError
 from offrl_ray.evaluate import EvalRequest, EvalResult, Evaluator, LocalEvaluator, evaluate_members
 from offrl_ray.records import Writer, read
 from offrl_ray.run import KEEP, Record, Update, load_data, run
+from offrl_ray.sweep.state import COLUMNS
 from tests.conftest import TINY, MakeRun, ToyEnv, WriteFile
 
 Run = tuple[RunConfig, Dataset]
@@ -125,7 +126,7 @@ def test_records_hold_what_the_format_promises(whole: tuple[Run, Path, list[Reco
         "start": {"trial", "step"},
         "train": {"trial", "seed", "step", "metrics", "seconds"},
         "eval": {"trial", "seed", "step", "digest", "env", "episode_seeds", "success_once", "success_at_end"}
-        | {"return", "length", "seconds"},
+        | {"return", "length", "q_start", "discounted_return", "seconds"},
         "end": {"trial", "status", "reason", "step", "diverged", "cost"},
     }
     with Writer(tmp_path / "records") as w:
@@ -145,7 +146,7 @@ def test_an_evaluation_is_bound_to_its_checkpoint_environment_and_seeds(whole: t
             record = evals(found)[step, seed]
             assert (record["digest"], record["env"]["id"]) == (digest, "Toy-v1")
             assert record["episode_seeds"] == [cfg.eval.seed, cfg.eval.seed + 1]
-            assert {len(record[k]) for k in ("success_once", "success_at_end", "return", "length")} == {2}
+            assert {len(record[k]) for k in COLUMNS} == {2}
 
 
 def test_the_end_says_completed_and_what_it_cost(whole: tuple[Run, Path, list[Record]]) -> None:

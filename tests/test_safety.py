@@ -102,6 +102,8 @@ def sweep(folder: Path, text: str) -> Path:
             "success_at_end": [1],
             "return": [1.0],
             "length": [1],
+            "q_start": [1.0],
+            "discounted_return": [1.0],
         }
         w.write("eval", trial=text, seed=0, step=1, digest=text, env={"id": text}, seconds=1.0, **episodes)
         w.write("end", trial=text, status=text, reason=text, step=1, diverged={"0": text}, cost={})

@@ -141,3 +141,25 @@ def test_of_a_diverged_seed_there_is_no_return_and_no_success() -> None:
     trial = state(*log).trials["00"]
     assert trial.value("success_once") == 0.5
     assert trial.value("return") is None
+    assert trial.value("q_gap") is None
+
+
+def test_what_a_critic_foretold_and_what_came_are_metrics_like_others() -> None:
+    more = evaluation("00", 12, 1, q_start=[4.0, 5.0], discounted_return=[0.0, 2.0])
+    trial = state(start("00"), evaluation("00", 12), more).trials["00"]
+    assert trial.evals[12][1] | {"q_start": 4.5, "discounted_return": 1.0, "q_gap": 3.5} == trial.evals[12][1]
+    found = {m: trial.value(m) for m in ("q_start", "discounted_return", "q_gap")}
+    assert found == {"q_start": (1.5 + 4.5) / 2, "discounted_return": (0.5 + 1.0) / 2, "q_gap": (1.0 + 3.5) / 2}
+
+
+@pytest.mark.parametrize("q", ["inf", "nan"])
+def test_a_q_that_is_not_finite_leaves_its_gap_not_finite(q: str) -> None:
+    trial = state(start("00"), *(evaluation("00", 12, s, q_start=[1.0, q]) for s in (0, 1))).trials["00"]
+    assert [str(trial.value(m)) for m in ("q_start", "discounted_return", "q_gap")] == [q, "0.5", q]
+
+
+def test_without_critic_there_is_no_gap() -> None:
+    none = {"q_start": None, "discounted_return": None}
+    trial = state(start("00"), *(evaluation("00", 12, s, **none) for s in (0, 1))).trials["00"]
+    assert [trial.value(m) for m in (*none, "q_gap", "return")] == [None, None, None, 2.0]
+    assert trial.evals[12][0].keys() == {"success_once", "success_at_end", "return", "length"}

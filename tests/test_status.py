@@ -89,6 +89,13 @@ def test_a_search_is_judged_by_its_first_objective() -> None:
     assert (s.best.trial, s.best.metric, s.best.value, s.best.interval) == ("01", "q_excess", 1.0, None)
 
 
+def test_the_smallest_gap_between_q_and_truth_can_be_the_aim() -> None:
+    aim = [{"metric": "q_gap", "mode": "min"}]
+    closer = [r | {"q_start": [0.5, 1.5]} if r["kind"] == "eval" else r for r in whole("01", once=[0, 0])]
+    s = at(99, *whole("00"), *closer, objectives=aim)
+    assert s.best == ("01", "q_gap", 0.5, (0.5, 0.5), 2)
+
+
 def test_a_native_environment_is_judged_by_its_return() -> None:
     config = ledgers.CONFIG | {"env": ledgers.CONFIG["env"] | {"reward_mode": "native"}}
     points = [point(t, config=config) for t in ("00", "01")]

@@ -187,4 +187,4 @@ class _Awcp(FlowCritic):
 def make(cfg: Config, spec: Spec) -> Algorithm:
     """Raises UsageError if the network does not fit the chunk."""
     a = _Awcp(cfg, spec)
-    return Algorithm(a.init, a.update_noise, a.update, a.act_noise, a.act)
+    return Algorithm(a.init, a.update_noise, a.update, a.act_noise, a.act, critic=a.critic)

@@ -164,4 +164,4 @@ class _Cpql(FlowCritic):
 def make(cfg: Config, spec: Spec) -> Algorithm:
     """Raises UsageError if the network does not fit the chunk."""
     c = _Cpql(cfg, spec)
-    return Algorithm(c.init, c.update_noise, c.update, c.act_noise, c.act)
+    return Algorithm(c.init, c.update_noise, c.update, c.act_noise, c.act, critic=c.critic)

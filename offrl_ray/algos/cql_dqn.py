@@ -34,7 +34,7 @@ from torch import Generator, Tensor, nn, ones_like
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.fields import Count, Discount, Fraction, Needs, NonNegative, Positive, Swept, config
-from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec, State
+from offrl_ray.types import Algorithm, Batch, Critic, Hparams, Metrics, Noise, Obs, Spec, State
 
 
 @config
@@ -147,6 +147,10 @@ class _CqlDqn:
         target = fn.polyak(state["critic_target"], changed["critic"], hp["tau"])
         return {**changed, "critic_target": target, "acting": {"critic": changed["critic"]}}, metrics
 
+    def chunk_value(self, state: State, obs: Obs, chunk: Tensor) -> Tensor:
+        """Q [N] of one action index each, [N, 1, 1]."""
+        return _at(self.q(state["critic"], fn.encode(obs)), chunk[:, 0, 0].long())
+
     def act(self, state: State, obs: Obs, noise: Noise) -> Tensor:
         q = self.q(state["acting"]["critic"], fn.encode(obs))
         return q.argmax(1).to(q.dtype)[:, None, None]
@@ -154,4 +158,5 @@ class _CqlDqn:
 
 def make(cfg: Config, spec: Spec) -> Algorithm:
     c = _CqlDqn(cfg, spec)
-    return Algorithm(c.init, fn.no_noise, c.update, fn.no_noise, c.act)
+    critic = Critic(c.chunk_value, cfg.gamma, reward_scale=1.0)
+    return Algorithm(c.init, fn.no_noise, c.update, fn.no_noise, c.act, critic=critic)

@@ -51,7 +51,7 @@ from offrl_ray.algos import flow, nets
 from offrl_ray.algos import functional as fn
 from offrl_ray.errors import UsageError
 from offrl_ray.fields import Count, Discount, Fraction, Needs, Number, Positive, Swept, config
-from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec, State
+from offrl_ray.types import Algorithm, Batch, Critic, Hparams, Metrics, Noise, Obs, Spec, State
 
 EPS = 1e-5
 """Probabilities are kept this far from 0 and 1 before their logit is taken, as the original does when distilling."""
@@ -223,6 +223,13 @@ class _Dqc:
         new["acting"] = {"policy_ema": ema, "action_critic": new["action_critic"]}
         return new, metrics | fn.bound_metrics(self.spec, hp["gamma"], hp["reward_scale"])
 
+    def chunk_value(self, state: State, obs: Obs, chunk: Tensor) -> Tensor:
+        """Q^ha [N] of executed chunks: the mean over the ensemble of probabilities, whatever `q_agg` is.
+
+        It is the mean of the metric q_data_mean, at other chunks; for the policy's own there is no metric.
+        """
+        return self._q("action_critic", state["acting"]["action_critic"], fn.encode(obs), chunk).sigmoid().mean(0)
+
     def act_noise(self, g: Generator, n: int) -> Noise:
         return {"z": fn.normal_chunks(g, self.spec, n, self.cfg.num_samples)}
 
@@ -255,4 +262,5 @@ def make(cfg: Config, spec: Spec) -> Algorithm:
     if problems:
         raise UsageError(problems)
     c = _Dqc(cfg, spec)
-    return Algorithm(c.init, c.update_noise, c.update, c.act_noise, c.act)
+    critic = Critic(c.chunk_value, cfg.gamma, cfg.reward_scale)
+    return Algorithm(c.init, c.update_noise, c.update, c.act_noise, c.act, critic=critic)

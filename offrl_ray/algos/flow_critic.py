@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from offrl_ray.algos import flow, nets
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos.flow_policy import FlowPolicy, PolicyConfig
-from offrl_ray.fields import Count, Discount, Fraction, NonNegative, Positive, Swept, config
-from offrl_ray.types import Batch, Hparams, Metrics, Noise, Spec, State
+from offrl_ray.fields import Count, Discount, Fraction, NonNegative, Positive, Swept, config, hparams
+from offrl_ray.types import Batch, Critic, Hparams, Metrics, Noise, Obs, Spec, State
 
 
 @config
@@ -82,6 +82,7 @@ class FlowCritic(FlowPolicy):
     def __init__(self, cfg: CriticConfig, spec: Spec):
         super().__init__(cfg, spec)
         self._outputs = fn.stateless(self.critic_module)
+        self.critic = Critic(self.chunk_value, cfg.gamma, cfg.reward_scale)
 
     def critic_module(self) -> nets.EnsembleMlp:
         inputs = fn.condition_dim(self.spec) + self.spec.act_horizon * self.spec.action_dim
@@ -104,6 +105,11 @@ class FlowCritic(FlowPolicy):
             return logits
         low, high = fn.q_bounds(self.spec, hp["gamma"], hp["reward_scale"])
         return low + (high - low) * logits.sigmoid()
+
+    def chunk_value(self, state: State, obs: Obs, chunk: Tensor) -> Tensor:
+        """Q [N] of executed chunks, mean over the ensemble."""
+        logits = self.logits(state["critic"], fn.encode(obs), chunk)
+        return self.q(logits, hparams(self.cfg, logits.device)).mean(0)
 
     def consistency_errors(
         self, policy: fn.Params, teacher: fn.Params, batch: Batch, cond: Tensor, noise: Noise

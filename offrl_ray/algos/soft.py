@@ -26,7 +26,7 @@ from offrl_ray.algos import functional as fn
 from offrl_ray.algos import nets
 from offrl_ray.algos.gaussian import TanhGaussian
 from offrl_ray.fields import Count, Discount, Fraction, NonNegative, Number, Positive, Swept, config
-from offrl_ray.types import Algorithm, Batch, Hparams, Metrics, Noise, Obs, Spec, State
+from offrl_ray.types import Algorithm, Batch, Critic, Hparams, Metrics, Noise, Obs, Spec, State
 
 Hidden = Annotated[tuple[Count, ...], Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False), Number]
@@ -113,6 +113,10 @@ class Soft:
     def q(self, critic: fn.Params, cond: Tensor, chunk: Tensor) -> Tensor:
         """Q [E, B] of chunks [B, >= H_q, A]; what a longer prediction adds is not scored."""
         return self.critics(critic, torch.cat([cond, chunk[:, : self.spec.q_horizon].flatten(1)], dim=1))
+
+    def chunk_value(self, state: State, obs: Obs, chunk: Tensor) -> Tensor:
+        """Q [N] of executed chunks, mean over the ensemble."""
+        return self.q(state["critic"], fn.encode(obs), chunk).mean(0)
 
     def temperature(self, state: State, hp: Hparams) -> Tensor:
         return hp["init_temperature"] * state["temperature"]["log_factor"].exp()
@@ -223,6 +227,6 @@ class Soft:
         return fn.executed(chunk, self.spec)
 
     def algorithm(self, minibatches: int = 1) -> Algorithm:
-        return Algorithm(
-            self.init, self.update_noise, self.update, fn.no_noise, self.act, self.explore_noise, minibatches
-        )
+        critic = Critic(self.chunk_value, self.cfg.gamma, self.cfg.reward_scale)
+        acting = (fn.no_noise, self.act, self.explore_noise)
+        return Algorithm(self.init, self.update_noise, self.update, *acting, minibatches, critic)

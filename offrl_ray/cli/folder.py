@@ -183,10 +183,11 @@ def _export(args: argparse.Namespace) -> int:
         trial = _trial(state, args.folder, trial.same_as)
     path = _newest_checkpoint(args.folder, trial)
     from offrl_ray.export import export
+    from offrl_ray.records import strict
 
     metric = objective(state)
     about = {"sweep": (state.plan or {})["name"], "trial": trial.name, "point": trial.point, "status": trial.status}
-    export(path, args.out, about | {metric: trial.value(metric)})
+    export(path, args.out, about | {metric: strict(trial.value(metric))})
     _say(f"{trial.name}: {path.name} written to {args.out}")
     return 0
 

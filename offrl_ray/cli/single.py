@@ -173,11 +173,18 @@ def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":
     return run.in_env(cfg, data.env_id), data
 
 
+def _values(means: dict[str, float]) -> str:
+    """What the critic foretold beside what came, where there is a critic."""
+    return "".join(f", {k} {means[k]:.4g}" for k in ("q_start", "discounted_return", "q_gap") if k in means)
+
+
 def _line(record: dict[str, Any]) -> str:
+    from offrl_ray.sweep.state import means
+
     if record["kind"] == "eval":
-        rate, end, ret = (sum(record[k]) / len(record[k]) for k in ("success_once", "success_at_end", "return"))
-        shown = f"success_once {rate:.2f}, success_at_end {end:.2f}, return {ret:.4g}"
-        return f"  step {record['step']} seed {record['seed']}: {shown}"
+        m = means(record)
+        rates = ", ".join(f"{k} {m[k]:.2f}" for k in ("success_once", "success_at_end"))
+        return f"  step {record['step']} seed {record['seed']}: {rates}, return {m['return']:.4g}{_values(m)}"
     if record["kind"] == "train":
         m = record["metrics"]
         shown = ", ".join(f"{k} {m[k]:.4g}" for k in ("policy_loss", "critic_loss", "q_mean") if k in m)
@@ -194,7 +201,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from offrl_ray import checkpoint
     from offrl_ray.evaluate import EvalRequest, evaluate_members, is_finite, open_env
-    from offrl_ray.policy import acting
+    from offrl_ray.policy import acting_and_critic
+    from offrl_ray.records import strict
+    from offrl_ray.run import eval_record
+    from offrl_ray.sweep.state import means
 
     if args.episodes < 1 or args.seed < 0:
         raise UsageError([f"--episodes must be >= 1 and --seed >= 0, but got {args.episodes} and {args.seed}"])
@@ -202,8 +212,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     cfg = dataclasses.replace(
         found.cfg, eval=dataclasses.replace(found.cfg.eval, episodes=args.episodes, seed=args.seed)
     )
-    members = {s: acting(found.snapshot.state, i) for i, s in enumerate(cfg.train.seeds)}
-    diverged = [s for s, state in members.items() if not is_finite(state)]
+    members = {s: acting_and_critic(found.snapshot.state, i) for i, s in enumerate(cfg.train.seeds)}
+    diverged = [s for s, state in members.items() if not is_finite(state["acting"])]
     for s in diverged:
         print(f"seed {s} has diverged and is not evaluated", file=sys.stderr)
         del members[s]
@@ -212,7 +222,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     if args.json:
         episodes = {str(s): e._asdict() for s, e in result.episodes.items()}
-        print(json.dumps({"checkpoint": str(args.checkpoint), "digest": found.digest, "seeds": episodes}))
+        print(json.dumps(strict({"checkpoint": str(args.checkpoint), "digest": found.digest, "seeds": episodes})))
         return 0
     print(f"{args.checkpoint}: {cfg.env.id}, {args.episodes} episodes from seed {args.seed}; 95 % Wilson intervals")
     for seed, e in result.episodes.items():
@@ -220,8 +230,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         for name, hits in (("success_once", sum(e.success_once)), ("success_at_end", sum(e.success_at_end))):
             ci = binomtest(hits, args.episodes).proportion_ci(method="wilson")
             rates.append(f"{name} {hits / args.episodes:.2f} [{ci.low:.2f}, {ci.high:.2f}]")
-        mean = sum(e.ret) / args.episodes
-        print(f"seed {seed}: {', '.join(rates)}, return {mean:.2f}, length {sum(e.length) / args.episodes:.1f}")
+        m = means(eval_record(cfg, "", seed, result))
+        print(f"seed {seed}: {', '.join(rates)}, return {m['return']:.2f}, length {m['length']:.1f}{_values(m)}")
     return 0
 
 

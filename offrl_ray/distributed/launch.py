@@ -60,7 +60,10 @@ def _parser(sweep: Sweep) -> argparse.ArgumentParser:
     add("--trials", type=int, default=20, help="points per cell (default: 20)")
     add("--try", **more, dest="first", metavar="K=V;K=V", help="a point to try first in every cell")
     add(
-        "--objective", **more, metavar="METRIC[:min]", help="success_once, return, q_excess:min, ... (default: success)"
+        "--objective",
+        **more,
+        metavar="METRIC[:min]",
+        help="success_once, return, q_gap:min, q_excess:min, ... (default: success)",
     )
     add("--search-seed", type=int, default=0)
     add("--warm-start", type=Path, metavar="FOLDER", help="tell the search what another sweep's points gave")

@@ -16,7 +16,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from offrl_ray import records
 from offrl_ray.sweep import study
-from offrl_ray.sweep.state import EPISODE, Record, State, Trial, check_names
+from offrl_ray.sweep.state import Record, State, Trial, check_names, means
 from offrl_ray.sweep.status import driver_runs
 
 EVENTS, TABLE = "tb", "trials.csv"
@@ -27,7 +27,7 @@ def scalars(record: Record) -> dict[str, float]:
     if record["kind"] == "train":
         found = {f"train/{k}": float(v) for k, v in record["metrics"].items()}
     elif len(record["success_once"]) == record["episodes"]:
-        found = {f"eval/{m}": sum(map(float, record[m])) / len(record[m]) for m in EPISODE}
+        found = {f"eval/{m}": v for m, v in means(record).items()}
     else:
         return {}
     finite = {k: v for k, v in found.items() if math.isfinite(v)}

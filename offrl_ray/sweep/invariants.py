@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl_ray import records
-from offrl_ray.sweep.state import ENDED, EPISODE, FAILURES, Record, State, Trial
+from offrl_ray.sweep.state import COLUMNS, ENDED, FAILURES, VALUES, Record, State, Trial
 from offrl_ray.sweep.status import driver_runs
 
 DigestOf = Callable[[Path], str]
@@ -19,7 +19,7 @@ KEYS = {
     "point": {"trial", "point", "config", "seeds", "steps"},
     "start": {"trial", "attempt", "step"},
     "train": {"trial", "attempt", "seed", "step", "metrics", "seconds"},
-    "eval": {"trial", "attempt", "seed", "step", "digest", "env", "episodes", "episode_seeds", *EPISODE},
+    "eval": {"trial", "attempt", "seed", "step", "digest", "env", "episodes", "episode_seeds", *COLUMNS},
     "note": {"trial", "text"},
     "diverged": {"trial", "attempt", "seed", "step", "reason"},
     "stop": {"trial", "reason"},
@@ -177,7 +177,7 @@ def _repeated(case: Case) -> Iterator[str]:
         for r in log:
             if r["kind"] == "train" or (r["kind"] == "eval" and len(r["success_once"]) == r["episodes"]):
                 other = first.setdefault((r["kind"], r["seed"], r["step"]), r)
-                names = ("metrics",) if r["kind"] == "train" else ("digest", "episode_seeds", *EPISODE)
+                names = ("metrics",) if r["kind"] == "train" else ("digest", "episode_seeds", *COLUMNS)
                 differ = [n for n in names if r[n] != other[n]]
                 if differ:
                     yield (
@@ -214,7 +214,10 @@ def _unbound(r: Record, config: Record) -> Iterator[str]:
         yield f"the evaluation's environment {r['env']} is not the trial's"
     if asked != config["eval"]["episodes"]:
         yield f"{asked} episodes were asked for in place of {config['eval']['episodes']}"
-    if len({len(r[k]) for k in ("episode_seeds", *EPISODE)}) > 1 or done > asked:
+    absent = [k for k in VALUES if r[k] is None]
+    if len(absent) == 1:
+        yield f"{absent[0]} is null, but the other of {' and '.join(VALUES)} is not"
+    if len({len(r[k]) for k in ("episode_seeds", *COLUMNS) if k not in absent}) > 1 or done > asked:
         yield f"the evaluation of {asked} episodes has columns of different lengths, or more"
     if r["episode_seeds"] != [first + i for i in range(len(r["episode_seeds"]))]:
         yield f"the episodes do not start from the seeds {first}, {first + 1}, .."

@@ -11,8 +11,12 @@ from offrl_ray import records
 from offrl_ray.errors import UsageError
 
 Record = dict[str, Any]
-EPISODE = ("success_once", "success_at_end", "return", "length")
-"""Metrics of an evaluation: means over its episodes."""
+VALUES = ("q_start", "discounted_return")
+"""Columns of an evaluation that are null for a variant without critic."""
+COLUMNS = ("success_once", "success_at_end", "return", "length", *VALUES)
+"""What an evaluation has of every episode."""
+EPISODE = (*COLUMNS, "q_gap")
+"""Metrics of an evaluation: means over its episodes. q_gap is q_start - discounted_return: above 0 Q was too high."""
 COUNTED = ("completed", "pruned", "diverged", "failed", "running", "queued")
 ENDED = frozenset(COUNTED[:4])
 FAILURES = ("infra", "oom", "hang", "eval", "gpu", "disk", "checkpoint", "data", "code")
@@ -25,6 +29,14 @@ def check_names(names: Iterable[str]) -> None:
     """Raises UsageError for those that could lead out of a folder."""
     if wrong := [n for n in names if not NAME.fullmatch(n)]:
         raise UsageError(f"a trial's name must match {NAME.pattern}, but got {n!r}" for n in wrong)
+
+
+def means(record: Record) -> dict[str, float]:
+    """EPISODE of an evaluation's record; those that need a critic are missing without one."""
+    found = {m: sum(map(float, record[m])) / len(record[m]) for m in COLUMNS if record[m] is not None}
+    if found.keys() >= set(VALUES):
+        found["q_gap"] = found["q_start"] - found["discounted_return"]
+    return found
 
 
 @dataclass
@@ -75,14 +87,16 @@ class Trial:
         """Mean over the seeds, at `step` or, by default, at the end; None if there is nothing to average.
 
         A seed without an evaluation has diverged: it counts as no success, and of other metrics of episodes there is no
-        mean then. `q_excess` is how far Q at the policy's actions (or, failing that, q_mean) lies above its provable
-        bound; it and the training metrics are averaged over the healthy seeds.
+        mean then, nor of those that need a critic where there is none. `q_excess` is how far Q at the policy's actions
+        (or, failing that, q_mean) lies above its provable bound; it and the training metrics are averaged over the
+        healthy seeds.
         """
         if metric in EPISODE:
             step = self.steps if step is None else step
             found = self.evals[step] if self.has_evaluated(step) else {}
             whole = len(found) == len(self.seeds) or metric.startswith("success")
-            return sum(e[metric] for e in found.values()) / len(self.seeds) if found and whole else None
+            told = [e[metric] for e in found.values() if metric in e]
+            return sum(told) / len(self.seeds) if told and whole else None
         values = [_metric(metric, m) for s, m in self.metrics.items() if str(s) not in self.diverged]
         known = [v for v in values if v is not None]
         return sum(known) / len(known) if known else None
@@ -184,8 +198,7 @@ class State:
 
     def _eval(self, record: Record, trial: Trial | None) -> None:
         if trial and len(record["success_once"]) == record["episodes"]:  # a part is never averaged as if complete
-            means = {m: sum(map(float, record[m])) / len(record[m]) for m in EPISODE}
-            trial.evals.setdefault(record["step"], {})[record["seed"]] = means
+            trial.evals.setdefault(record["step"], {})[record["seed"]] = means(record)
             trial.members[record["step"]] = set(record.get("members", ()))
 
     def _diverged(self, record: Record, trial: Trial | None) -> None:

@@ -22,7 +22,7 @@ from offrl_ray.data.dataset import Dataset
 from offrl_ray.distributed.launch import demonstrations
 from offrl_ray.evaluate import EvalRequest, evaluate_members, open_env
 from offrl_ray.online import LocalWalk, Online
-from offrl_ray.policy import acting
+from offrl_ray.policy import acting_and_critic
 from offrl_ray.run import in_env, load_data
 from offrl_ray.sweep.divergence import Finding, Report, judge
 from offrl_ray.train import start, train
@@ -132,7 +132,7 @@ def curves(case: Case) -> list[dict[str, Any]]:
             own.append(Report(p.snapshot.step, {k: float(v[i]) for k, v in p.metrics.items()}))
     found = [{**case._asdict(), "seed": seed, "reports": own} for seed, own in zip(SEEDS, reports, strict=True)]
     if case.group.endswith("grid"):
-        members = {seed: acting(p.snapshot.state, i) for i, seed in enumerate(SEEDS) if finite(reports[i])}
+        members = {seed: acting_and_critic(p.snapshot.state, i) for i, seed in enumerate(SEEDS) if finite(reports[i])}
         result = evaluate_members(EvalRequest(case.steps, "", cfg, data.spec, members), open_env(cfg.env))
         for curve in found:
             episodes = result.episodes.get(curve["seed"])

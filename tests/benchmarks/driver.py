@@ -59,6 +59,7 @@ def trainable(reports: int) -> Any:
             batch.append({"kind": "train", **fields, "metrics": METRICS, "seconds": 0.0})
             if self.count == reports:
                 episode = {"success_once": [1], "success_at_end": [1], "return": [1.0], "length": [1]}
+                episode |= {"q_start": [1.0], "discounted_return": [1.0]}
                 bound = {"digest": "0" * 64, "members": [0], "episodes": 1, "env": {}, "episode_seeds": [0]}
                 batch.append({"kind": "eval", **fields, **bound, **episode, "seconds": 0.0})
                 end = {"status": "completed", "failure": "", "reason": "", "step": step, "diverged": {}, "cost": {}}

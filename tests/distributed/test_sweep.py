@@ -57,6 +57,8 @@ def test_every_point_ends_once_with_every_seed_trained_and_evaluated(swept: Path
             (final,) = (r for r in mine if r["kind"] == "eval")
             assert final["step"] == p["steps"]
             assert len(final["success_once"]) == len(final["episode_seeds"]) == 1
+            assert len(final["q_start"]) == len(final["discounted_return"]) == 1
+            assert final["q_start"] != [0.0]
 
 
 def test_event_files_hold_each_seed_on_the_axis_of_updates(swept: Path) -> None:

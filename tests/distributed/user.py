@@ -31,6 +31,7 @@ def results(log: list[Record]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Every training report by (trial, seed, step), and every evaluation, episode by episode; the newest counts."""
     train = {(r["trial"], r["seed"], r["step"]): r["metrics"] for r in log if r["kind"] == "train"}
     keys = ("digest", "episode_seeds", "success_once", "success_at_end", "return", "length")
+    keys += ("q_start", "discounted_return")
     evals = {(r["trial"], r["seed"], r["step"]): [r[k] for k in keys] for r in log if r["kind"] == "eval"}
     return train, evals
 
