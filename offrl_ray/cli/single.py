@@ -197,10 +197,9 @@ def _line(record: dict[str, Any]) -> str:
 def _evaluate(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from scipy.stats import binomtest
-
     from offrl_ray import checkpoint
     from offrl_ray.evaluate import EvalRequest, evaluate_members, is_finite, open_env
+    from offrl_ray.intervals import wilson
     from offrl_ray.policy import acting_and_critic
     from offrl_ray.records import strict
     from offrl_ray.run import eval_record
@@ -228,8 +227,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     for seed, e in result.episodes.items():
         rates = []
         for name, hits in (("success_once", sum(e.success_once)), ("success_at_end", sum(e.success_at_end))):
-            ci = binomtest(hits, args.episodes).proportion_ci(method="wilson")
-            rates.append(f"{name} {hits / args.episodes:.2f} [{ci.low:.2f}, {ci.high:.2f}]")
+            low, high = wilson(hits, args.episodes)
+            rates.append(f"{name} {hits / args.episodes:.2f} [{low:.2f}, {high:.2f}]")
         m = means(eval_record(cfg, "", seed, result))
         print(f"seed {seed}: {', '.join(rates)}, return {m['return']:.2f}, length {m['length']:.1f}{_values(m)}")
     return 0

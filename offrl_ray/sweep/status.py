@@ -7,10 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
 from typing import Any, NamedTuple
 
 from offrl_ray.errors import plain
+from offrl_ray.intervals import rate_interval, t_interval
 from offrl_ray.sweep.forecast import seconds_left, steps_left, unasked
 from offrl_ray.sweep.ledger import LOCK
 from offrl_ray.sweep.state import EPISODE, Record, State, Trial
@@ -97,20 +97,14 @@ def interval(trial: Trial, metric: str) -> tuple[float, float] | None:
 
     None for fewer than two seeds, and for metrics that are not of evaluations.
     """
-    from scipy.special import stdtrit
-
     n, found = len(trial.seeds), trial.evals.get(trial.steps, {})
     values = [found.get(s, {}).get(metric, 0.0) for s in trial.seeds]
-    if n < 2 or metric not in EPISODE or not all(map(math.isfinite, values)):
+    if metric not in EPISODE:
         return None
-    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n)
-    low, high = fmean(values) - half, fmean(values) + half
     if not metric.startswith("success"):
-        return low, high
-    z, p, episodes = NormalDist().inv_cdf(0.975), fmean(values), n * trial.config["eval"]["episodes"]
-    centre = (p + z * z / (2 * episodes)) / (1 + z * z / episodes)
-    half = z / (1 + z * z / episodes) * math.sqrt(p * (1 - p) / episodes + (z / (2 * episodes)) ** 2)
-    return max(0.0, min(low, centre - half)), min(1.0, max(high, centre + half))
+        return t_interval(values)
+    episodes = trial.config["eval"]["episodes"]
+    return rate_interval(values, sum(values) * episodes, n * episodes)
 
 
 def summary(state: State, now: float, running: bool = True) -> Summary:
