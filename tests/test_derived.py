@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from offrl_ray.errors import UsageError
 from offrl_ray.records import FILE
-from offrl_ray.sweep import derived, study
-from offrl_ray.sweep.derived import EVENTS, TABLE, EventFiles, rebuild
+from offrl_ray.sweep import derived, events, study
+from offrl_ray.sweep.derived import EVENTS, TABLE, rebuild
+from offrl_ray.sweep.events import EventFiles
 from offrl_ray.sweep.status import LOCK
 from tests import ledgers
 from tests.ledgers import after, end, evaluation, fault, note, numbered, plan, point, session, start, train, whole, work
@@ -34,7 +35,7 @@ def live(folder: Path, *drivers: list[Record]) -> None:
     """What drivers write, each knowing what those before it recorded."""
     log: list[Record] = []
     for records in drivers:
-        files = EventFiles(folder, log)
+        files = EventFiles(folder, numbered(log))
         for r in numbered([*log, *records])[len(log) :]:
             files.add(r)
         log += records  # no close: the driver is killed
@@ -67,9 +68,12 @@ def test_a_q_that_is_not_finite_is_told_beside_the_return_that_came(tmp_path: Pa
     assert not {"eval/q_start", "eval/q_gap"} & found.keys()
 
 
-def test_only_training_evaluation_and_divergence_make_event_files(tmp_path: Path) -> None:
+def test_a_trial_that_no_plan_knows_has_its_curves_alone(tmp_path: Path) -> None:
     live(tmp_path, [start("00"), note("00", ""), evaluation("00", 4, once=[1]), end("00"), fault("00")])
     assert list(tmp_path.iterdir()) == []
+    live(tmp_path, [start("00"), train("00", 2), end("00")])
+    assert [p.name for p in tmp_path.rglob("*.0*")] == ["events.out.tfevents.00001"]
+    assert set(scalars(tmp_path)) == {"train/q_mean", "train/loss"}
 
 
 def test_numbers_that_are_not_finite_are_told_and_not_drawn(tmp_path: Path) -> None:
@@ -83,11 +87,19 @@ def test_numbers_that_are_not_finite_are_told_and_not_drawn(tmp_path: Path) -> N
     }
 
 
+def test_how_far_q_lies_above_its_bound_is_a_curve(tmp_path: Path) -> None:
+    high = [train("00", s, q_mean=5.0 * s, q_bound_high=b) for s, b in ((2, 4.0), (4, math.inf))]
+    live(tmp_path, [*high, train("00", 6, q_mean=1.0)])
+    assert scalars(tmp_path)["train/q_excess"] == [(2, 6.0)]
+    assert scalars(tmp_path)["nonfinite/q_excess"] == [(4, 1.0)]
+
+
 KILLED = [*BEGIN, *work("00", 10)]
 STORIES: dict[str, list[list[Record]]] = {
     "from the newest checkpoint": [KILLED, [session(), *work("00", attempt=2, begin=8), end("00", attempt=2)]],
     "from an older checkpoint": [KILLED, [session(), *work("00", attempt=2, begin=4), end("00", attempt=2)]],
     "lost within one driver": [[*KILLED, fault("00"), *work("00", attempt=2, begin=8), end("00", attempt=2)]],
+    "begun again within one driver": [[*KILLED, *work("00", attempt=2, begin=8), end("00", attempt=2)]],
     "killed three times": [KILLED, work("00", 10, 2, 8), work("00", 8, 3, 4), work("00", attempt=4, begin=8)],
     "an evaluation of the checkpoint is done again": [
         [*BEGIN, *work("00", 10)],
@@ -167,7 +179,7 @@ def test_the_event_files_of_a_running_driver_are_left_alone(tmp_path: Path) -> N
     assert {TABLE, study.FILE} <= {p.name for p in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("place", [(study, "write"), (derived, "_event_files"), (derived, "table")])
+@pytest.mark.parametrize("place", [(study, "write"), (events, "write"), (derived, "table")])
 def test_a_rebuild_that_cannot_write_leaves_the_old_file(
     place: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

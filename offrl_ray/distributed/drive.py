@@ -16,7 +16,7 @@ from offrl_ray import checkpoint, records
 from offrl_ray.distributed import session
 from offrl_ray.exits import DISK_FULL
 from offrl_ray.run import Loaded
-from offrl_ray.sweep import derived, requests, reuse
+from offrl_ray.sweep import derived, events, requests, reuse
 from offrl_ray.sweep.conductor import Conductor
 from offrl_ray.sweep.ledger import Ledger, Record, safe_trial
 from offrl_ray.sweep.plan import Keep, Plan, Resources
@@ -105,7 +105,7 @@ class Follow:
 
     def __init__(self, conductor: Conductor, keep: Keep):
         self._conductor, self._keep = conductor, keep
-        self._events = derived.EventFiles(conductor.ledger.folder / "tb", conductor.ledger.log)
+        self._events = events.EventFiles(conductor.ledger.folder / derived.EVENTS, conductor.ledger.log)
         self._progress = Progress(conductor.state, say)
         self._seen = len(conductor.ledger.log)
 

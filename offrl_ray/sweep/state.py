@@ -103,8 +103,11 @@ class Trial:
 
 
 def _metric(name: str, metrics: dict[str, float]) -> float | None:
-    if name != "q_excess":
-        return metrics.get(name)
+    return q_excess(metrics) if name == "q_excess" else metrics.get(name)
+
+
+def q_excess(metrics: dict[str, float]) -> float | None:
+    """How far Q at the policy's actions, or failing that q_mean, lies above its provable bound; None without one."""
     q = metrics.get("q_policy_mean", metrics.get("q_mean"))
     return None if q is None or "q_bound_high" not in metrics else q - metrics["q_bound_high"]
 
