@@ -20,6 +20,8 @@ from offrl_ray.data.replay import Replay
 from offrl_ray.policy import Policy, Window
 from offrl_ray.types import Algorithm, Batch, Env, Metrics, Obs, State
 
+SEEDS = 2**31
+"""episodes that a run gathers start from seeds below, drawn at random"""
 RECENT = 20
 """finished episodes that the metrics of the exploring policy are over"""
 
@@ -193,7 +195,7 @@ class Online:
         for i in members:
             life, g = self.lives[i], generators[i]
             if not life.parts:
-                life.start(int(torch.randint(2**31, (), generator=g, device=g.device)))
+                life.start(int(torch.randint(SEEDS, (), generator=g, device=g.device)))
             life.send(self._chunk(life, g, state, i))
 
     def _chunk(self, life: _Life, g: Generator, state: State, member: int) -> Tensor:

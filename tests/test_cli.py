@@ -20,7 +20,9 @@ from offrl_ray.config import describe
 from offrl_ray.distributed import launch
 from offrl_ray.errors import UsageError
 from offrl_ray.records import FILE, read
+from offrl_ray.sweep.confirmation import Ask
 from offrl_ray.sweep.plan import Sweep
+from offrl_ray.sweep.spec import Objective
 from tests import ledgers
 from tests.conftest import ACTION, TINY, Length, ToyEnv, WriteFile
 from tests.test_plan import CPQL, CQL_DQN
@@ -35,6 +37,7 @@ FOLDER_COMMANDS = {
     "stop": [],
     "retry": ["--failed"],
     "extend": ["--trials", "5"],
+    "confirm": [],
     "export": ["--best", "exported"],
 }
 
@@ -432,6 +435,7 @@ def test_train_writes_a_plan_and_everything_that_happened(write_file: WriteFile,
     assert (plan["kind"], plan["points"][0]["seeds"], plan["points"][0]["steps"]) == ("plan", [0, 1], 12)
     assert (plan["data"][0]["file"], plan["data"][0]["episodes"]) == (str(path), 3)
     assert {"digest", "versions", "name"} <= set(plan)
+    assert (plan["claims"], plan["confirms"]) == ([], None)
     assert [len(final()), ends()] == [2, ["completed"]]
     out = capsys.readouterr().out
     assert "step 12 seed 1: success_once" in out
@@ -735,7 +739,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def answer(name: str) -> Callable[..., int]:
         return lambda *args: calls.append((name, *args)) or 1  # type: ignore[func-returns-value]
 
-    names = ("resume", "stop", "retry", "extend")
+    names = ("resume", "stop", "retry", "extend", "confirm")
     monkeypatch.setitem(
         sys.modules, "offrl_ray.distributed.manage", SimpleNamespace(**{name: answer(name) for name in names})
     )
@@ -750,6 +754,17 @@ def test_commands_on_a_folder_are_handed_on(folder: Path, called: list[tuple[Any
     assert [cli.main(c) for c in commands] == [1] * 6
     asked = [("resume", folder), ("stop", folder, None), ("stop", folder, "01"), ("retry", folder, None)]
     assert called == [*asked, ("retry", folder, "oom"), ("extend", folder, 5)]
+
+
+def test_a_confirmation_is_handed_on_as_it_is_asked(folder: Path, called: list[tuple[Any, ...]]) -> None:
+    assert cli.main(["confirm", str(folder)]) == 1
+    options = ["--top", "2", "--seeds", "4", "--episodes", "50", "--metric", "q_excess:min"]
+    assert cli.main(["confirm", str(folder), *options, "--address", "auto", "--dry-run"]) == 1
+    asked = Ask(2, 4, 50, Objective("q_excess", "min"))
+    assert called == [
+        ("confirm", folder, Ask(3, 5, None, None), "local", False),
+        ("confirm", folder, asked, "auto", True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def add_to(commands: Any) -> None:
     p.add_argument("--reason", metavar="CLASS", help="only of this class, such as oom or infra")
     p = add("extend", _extend, "ask for more points of a search and go on", "A grid has no more points.")
     p.add_argument("--trials", metavar="N", type=int, required=True, help="additional points in every cell")
+    p = add("confirm", _confirm, "run the best points again on other seeds, in DIR/confirm", CONFIRM)
+    p.add_argument("--top", metavar="N", type=int, default=3, help="how many of the completed trials (default: 3)")
+    p.add_argument("--seeds", metavar="N", type=int, default=5, help="training seeds of each (default: 5)")
+    p.add_argument("--episodes", metavar="N", type=int, help="of an evaluation, per seed (default: the sweep's)")
+    p.add_argument("--metric", metavar="METRIC[:min]", help="what is best (default: the sweep's first objective)")
+    p.add_argument("--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)")
+    p.add_argument("--dry-run", action="store_true", help="show points, seeds and time, and stop")
     p = add("export", _export, "write a trial's newest policies as files that load without this package")
     p.usage = "offrl-ray export [-h] DIR (--best | TRIAL) OUT"
     p.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name")
@@ -52,6 +59,11 @@ FSCK = (
 REBUILD = (
     "tb/ for tensorboard, optuna.journal for optuna-dashboard, and trials.csv. Reads the records only; "
     "beside a running driver, which has the event files open, tb/ is left as it is."
+)
+CONFIRM = (
+    "The best of many values is too high; this is what it is the second time. Training seeds begin above the sweep's, "
+    "evaluation seeds at the next multiple of 10,000 above the sweep's and the data's (from 2**31 on if runs act while "
+    "they train). The same command goes on where it was; every other command takes DIR/confirm as a sweep's folder."
 )
 
 
@@ -168,6 +180,17 @@ def _extend(args: argparse.Namespace) -> int:
     from offrl_ray.distributed.manage import extend
 
     return extend(args.folder, args.trials)
+
+
+def _confirm(args: argparse.Namespace) -> int:
+    _state(args.folder)
+    from offrl_ray.distributed.manage import confirm
+    from offrl_ray.sweep.confirmation import Ask
+    from offrl_ray.sweep.spec import Objective
+
+    objective = Objective.parse(args.metric) if args.metric is not None else None
+    ask = Ask(args.top, args.seeds, args.episodes, objective)
+    return confirm(args.folder, ask, args.address, args.dry_run)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -122,7 +122,8 @@ def _train(args: argparse.Namespace) -> int:
         if ledger.state.plan is None:
             point = Point(TRIAL, {}, cfg, 0).record()
             plan = {"name": args.variant, "question": "", "axes": {}, "points": [point], "digest": digest(cfg)}
-            ledger.write([{"kind": "plan", **plan, "data": data.files, "versions": {"offrl-ray": __version__}}])
+            plan |= {"data": data.files, "claims": [], "confirms": None}
+            ledger.write([{"kind": "plan", **plan, "versions": {"offrl-ray": __version__}}])
         trial = ledger.state.trials[TRIAL]
         if trial.ended and trial.status != "failed":
             _say(f"{args.out}: this run has ended; nothing to do")

@@ -48,6 +48,8 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
         if ledger.problems:
             say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
         known = ledger.state.plan is not None
+        if ledger.state.plan and ledger.state.plan.get("claims") != record.get("claims"):
+            say(f"{folder}: its claims stay as they were when it began; those that are declared now are not recorded")
         beside = [] if record["fresh"] else [p.parent for p in folder.parent.glob(f"*/{records.FILE}")]
         others = sorted(f for f in beside if f != folder)
         conductor = Conductor(plan, ledger, reuse.Earlier(others, loaded.files, say))

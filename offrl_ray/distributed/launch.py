@@ -18,7 +18,7 @@ from offrl_ray.errors import UsageError
 from offrl_ray.exits import exit_code
 from offrl_ray.sweep import space
 from offrl_ray.sweep.ledger import NAME, check, place_problems
-from offrl_ray.sweep.plan import Demos, Keep, Plan, Preset, Sweep, plan, plan_record
+from offrl_ray.sweep.plan import Demos, Keep, Plan, Resources, Sweep, plan, plan_record
 from offrl_ray.sweep.prior import priors
 from offrl_ray.sweep.rungs import RungSpec
 from offrl_ray.sweep.spec import SAMPLERS, Objective, SearchSpec
@@ -110,7 +110,7 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     resources = preset.resources
     if args.hang_after:
         resources = dataclasses.replace(resources, hang_seconds=args.hang_after)
-    print(_describe(sweep, preset, work))
+    print(describe(sweep.question, work, resources))
     if args.dry_run and not given and not _place(preset.demos).exists():
         print("time and disk are not known before the demonstrations are collected")
         return 0
@@ -118,8 +118,7 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
         demonstrations(preset.demos)
     loaded, work = load(work)
     if args.dry_run:
-        slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if args.address == "local" else 1
-        print(probe.report(work, loaded, max(1, slots)))
+        print(cost(work, loaded, resources, args.address))
         return 0
     if problems := probe.room_problems(work, loaded, folder, args.keep_top):
         raise UsageError(problems)
@@ -197,10 +196,11 @@ def _demo_problems(demos: Demos, assignments: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe(sweep: Sweep, preset: Preset, work: Plan) -> str:
+def describe(question: str, work: Plan, resources: Resources) -> str:
+    """A plan in words, every point or searched cell by its name."""
     first = work.cells[0].cfg
     merged = f" ({work.merged} more were the same run as one of these)" if work.merged else ""
-    r, what = preset.resources, f"{len(work.points)} points"
+    r, what = resources, f"{len(work.points)} points"
     searched = [c for c in work.cells if c.space]
     if work.search and searched:
         names = ", ".join(work.domains)
@@ -208,7 +208,7 @@ def _describe(sweep: Sweep, preset: Preset, work: Plan) -> str:
         what += f" and {len(work.points)} points without a choice" if work.points else ""
     return "\n".join(
         [
-            sweep.question,
+            question,
             "",
             *(f"  {', '.join(f'{k}={v}' for k, v in c.axes.items()) or 'all'}" for c in searched),
             *(f"  {p.trial}" for p in work.points),
@@ -219,6 +219,12 @@ def _describe(sweep: Sweep, preset: Preset, work: Plan) -> str:
             f"{r.cpus_per_evaluator:g} CPU, {r.gpus_per_evaluator:g} GPU; data {', '.join(first.data.files)}",
         ]
     )
+
+
+def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> str:
+    """Time and disk of a plan in words, from a few of its updates."""
+    slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if address == "local" else 1
+    return probe.report(work, loaded, max(1, slots))
 
 
 def demonstrations(demos: Demos) -> Path:

@@ -1,18 +1,22 @@
-"""What a person does to a sweep that exists: resume, stop, retry, extend. Its folder says all that is needed."""
+"""What a person does to a sweep that exists: resume, stop, retry, extend, confirm. Its folder says all it takes."""
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from offrl_ray.distributed.drive import drive, say
-from offrl_ray.distributed.launch import load
+from offrl_ray import probe
+from offrl_ray.distributed.drive import drive, say, versions
+from offrl_ray.distributed.launch import cost, describe, load
 from offrl_ray.errors import UsageError
-from offrl_ray.sweep import requests
+from offrl_ray.sweep import confirmation, requests
 from offrl_ray.sweep.conductor import pruned
-from offrl_ray.sweep.ledger import Ledger
-from offrl_ray.sweep.plan import plan_of
+from offrl_ray.sweep.confirmation import Ask
+from offrl_ray.sweep.ledger import Ledger, place_problems
+from offrl_ray.sweep.plan import Resources, plan_of
+from offrl_ray.sweep.spec import Objective
 from offrl_ray.sweep.state import State
-from offrl_ray.sweep.status import driver_runs
+from offrl_ray.sweep.status import driver_runs, ranked
 
 ANSWER_SECONDS = 30
 
@@ -79,6 +83,46 @@ def extend(folder: Path, trials: int) -> int:
             raise UsageError([f"{folder} is a grid, which has no more points; begin another sweep with wider axes"])
         ledger.write([{"kind": "extend", "trials": trials}])
     return resume(folder)
+
+
+def confirm(folder: Path, ask: Ask, address: str = "local", dry_run: bool = False) -> int:
+    """Run the best points of a sweep again on other seeds, or go on with that; exit code as `drive`.
+
+    What DIR/confirm has begun stays as it is, also when other points of a sweep that still runs have become better.
+    """
+    state, place = _sweep(folder), folder.absolute() / confirmation.FOLDER
+    held = State.read(place)
+    found = confirmation.problems(folder, state, held, ask)
+    if found := found + [p.removeprefix("--out: ") for p in place_problems(place)]:
+        raise UsageError(found)
+    loaded, work = load(plan_of(held.plan) if held.plan else confirmation.best_again(state, ask))
+    record = held.plan or confirmation.record(folder, state, work, loaded.files, versions())
+    resources, objective = Resources(**record["resources"]), work.objectives[0]
+    found = confirmation.data_problems(folder, state, loaded.files)
+    if not held.plan:
+        found += probe.room_problems(work, loaded, place, record["keep"]["top"])
+    if found:
+        raise UsageError(found)
+    names = record["confirms"]["points"]
+    say(f"{describe(record['question'], work, resources)}\n{confirmation.seeds(state, work)}")
+    for note in _changes(state, names, objective):
+        say(note)
+    if dry_run:
+        say(f"{confirmation.table(state, held, names, objective)}\n{cost(work, loaded, resources, address)}")
+        return 0
+    code = drive(place, work, record, loaded, address)
+    say(confirmation.table(state, State.read(place), names, objective))
+    return code
+
+
+def _changes(state: State, names: list[str], objective: Objective) -> Iterator[str]:
+    """What a reader of a confirmation must know."""
+    now = [t.name for t in ranked(state, *objective)[: len(names)]]
+    if now != names:
+        yield f"by now the best are {', '.join(now)}; the confirmation stays with what it began"
+    assert state.plan
+    if state.plan["versions"].get("code") != versions()["code"]:
+        yield "the code is not the one that the sweep was begun with; a drop may be due to that, too"
 
 
 def _checked(folder: Path) -> Path:

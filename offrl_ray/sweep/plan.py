@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offrl_ray.config import RunConfig, canonical, digest, from_dict, resolve, to_dict
@@ -66,7 +66,8 @@ class Preset:
 class Sweep:
     """One sweep script: `axes` are dotted keys of the config, the first one the heatmap's rows.
 
-    An axis is a list of values, or a domain (space.py) that is searched inside every cell of the others.
+    An axis is a list of values, or a domain (space.py) that is searched inside every cell of the others. `claims` are
+    what the author expects to find, as JSON, judged when the sweep is analysed; they are no part of the work.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Sweep:
     variant: str
     axes: Mapping[str, Sequence[Any] | Domain]
     presets: Mapping[str, Preset]
+    claims: Sequence[Mapping[str, Any]] = ()
 
 
 class Point(NamedTuple):
@@ -162,7 +164,7 @@ def plan(
 ) -> Plan:
     """The cells of a sweep. A key that `assignments` names has those values or that domain instead.
 
-    Raises UsageError with the problems of all cells and of the search.
+    Raises UsageError with the problems of all cells, of the search and of the claims.
     """
     if preset not in sweep.presets:
         raise UsageError(
@@ -176,7 +178,7 @@ def plan(
     base |= {k: v for k, v in assignments.items() if k not in asked and k != "data.files"}
     problems = [f"axis {k} must have at least one value, but got none: --set {k}=A,B" for k, v in axes.items() if not v]
     spec = search or SearchSpec("grid", 1)
-    problems += spec.problems(domains)
+    problems += [*spec.problems(domains), *_claim_problems(sweep.claims)]
     unfit = {k: found for k, d in domains.items() if (found := key_problems(k, d))}
     problems += [p for found in unfit.values() for p in found]
     fit = {k: d for k, d in domains.items() if k not in unfit}
@@ -189,6 +191,14 @@ def plan(
     points = [_point(c, _name(c), {}) for c in cells if not c.space]
     objectives = search.objectives if search else (_objective(cells[0].cfg),)
     return Plan(base, axes, domains, search if domains else None, cells, points, merged, objectives)
+
+
+def _claim_problems(claims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for i, claim in enumerate(claims):
+        try:
+            json.dumps(dict(claim), allow_nan=False)
+        except (TypeError, ValueError) as e:
+            yield f"claim {i} of the sweep script must be a mapping of names to JSON values, but got {claim!r}: {e}"
 
 
 def _objective(cfg: RunConfig) -> Objective:
@@ -269,8 +279,9 @@ def plan_record(
     versions: dict[str, str],
     resources: Resources,
     keep: Keep,
+    confirms: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The plan as a record (records.py)."""
+    """The plan as a record (records.py); `confirms` names the sweep whose best points these are (confirmation.py)."""
     return {
         "kind": "plan",
         "name": sweep.name,
@@ -291,6 +302,8 @@ def plan_record(
         "digest": plan.digest,
         "data": data,
         "versions": versions,
+        "claims": json.loads(json.dumps([dict(c) for c in sweep.claims])),
+        "confirms": confirms,
     }
 
 

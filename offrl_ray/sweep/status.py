@@ -83,13 +83,16 @@ def objective(state: State) -> str:
     return state.objectives()[0][0]
 
 
+def ranked(state: State, metric: str, mode: str) -> list[Trial]:
+    """The completed trials with a finite value of the metric, the best first, equals in the order of the plan."""
+    found = [(t, t.value(metric)) for t in state.trials.values() if t.status == "completed" and t.same_as is None]
+    known = [(v, t) for t, v in found if v is not None and math.isfinite(v)]
+    return [t for _, t in sorted(known, key=lambda pair: pair[0] if mode == "min" else -pair[0])]
+
+
 def best(state: State) -> Trial | None:
     """The completed trial that is best by `objective`, the first of equals."""
-    metric = objective(state)
-    sign = -1 if state.objectives()[0][1] == "min" else 1
-    found = [(t, t.value(metric)) for t in state.trials.values() if t.status == "completed" and t.same_as is None]
-    known = [(sign * v, t) for t, v in found if v is not None and math.isfinite(v)]
-    return max(known, key=lambda pair: pair[0])[1] if known else None
+    return next(iter(ranked(state, *state.objectives()[0])), None)
 
 
 def interval(trial: Trial, metric: str) -> tuple[float, float] | None:
