@@ -90,6 +90,13 @@ def test_another_assignment_reaches_every_point() -> None:
     assert {p.cfg.train.batch_size for p in cpql(train__batch_size=7).points} == {7}
 
 
+def test_several_values_of_another_setting_are_an_axis_more_unless_it_takes_a_list() -> None:
+    grid = cpql(algo__alpha=[0.2], algo__q_grad_mode="last_5", algo__gamma=[0.9, 0.99], algo__critic_hidden=[8, 16])
+    assert list(grid.axes) == ["algo.alpha", "algo.q_grad_mode", "algo.gamma"]
+    assert [p.axes["algo.gamma"] for p in grid.points] == [0.9, 0.99]
+    assert {p.cfg.algo.critic_hidden for p in grid.points} == {(8, 16)}
+
+
 def test_equal_values_of_an_axis_are_one_point() -> None:
     grid = cpql(algo__alpha=[0.1, 0.1])
     assert (len(grid.points), grid.merged) == (3, 3)

@@ -47,7 +47,7 @@ def _parser(sweep: Sweep) -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
     add("--name", help=f"default: {sweep.name}-PRESET")
     more: dict[str, Any] = {"action": "append", "default": []}
-    add("--set", **more, metavar="KEY=VALUE", help="change a setting of all points, or an axis of the grid: K=A,B")
+    add("--set", **more, metavar="KEY=VALUE", help="change a setting of all points, or make it an axis: K=A,B")
     add("--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)")
     add("--dry-run", action="store_true", help="show the points, their time and their disk, and stop")
     add("--fresh", action="store_true", help="do not take over results of other sweeps in OUT that are the same run")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from offrl_ray.config import RunConfig, canonical, digest, from_dict, resolve, to_dict
+from offrl_ray.config import RunConfig, canonical, describe, digest, from_dict, resolve, to_dict
 from offrl_ray.errors import UsageError, did_you_mean
 from offrl_ray.sweep.rungs import RungSpec
 from offrl_ray.sweep.space import Domain, from_record, key_problems, probes, size
@@ -162,7 +162,8 @@ class Plan(NamedTuple):
 def plan(
     sweep: Sweep, preset: str, assignments: Mapping[str, Any], files: Sequence[str], search: SearchSpec | None = None
 ) -> Plan:
-    """The cells of a sweep. A key that `assignments` names has those values or that domain instead.
+    """The cells of a sweep. A key that `assignments` names has those values or that domain instead; several values of a
+    setting that takes one are an axis more.
 
     Raises UsageError with the problems of all cells, of the search and of the claims.
     """
@@ -170,7 +171,8 @@ def plan(
         raise UsageError(
             [f"--preset must be one of the sweep's, but got {preset!r}; {did_you_mean(preset, sweep.presets)}"]
         )
-    added = {k: v for k, v in assignments.items() if isinstance(v, Domain)}
+    single = {s.key for s in describe(sweep.variant) if not s.range.startswith("list")}
+    added = {k: v for k, v in assignments.items() if isinstance(v, Domain) or (isinstance(v, list) and k in single)}
     asked = {k: assignments.get(k, v) for k, v in sweep.axes.items()} | added
     domains = {k: v for k, v in asked.items() if isinstance(v, Domain)}
     axes = {k: _values(v) for k, v in asked.items() if k not in domains}
