@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from offrl_ray.errors import UsageError, did_you_mean
+from offrl_ray.errors import UsageError, did_you_mean, plain
 from results_analysis.load import Sweep, Trial
 
 
@@ -29,6 +29,16 @@ class Grid(NamedTuple):
 def short(key: str) -> str:
     """An axis as tables and pictures name it."""
     return key.removeprefix("algo.")
+
+
+def point_text(trial: Trial, without: Sequence[str | None] = ()) -> str:
+    """A point as texts and tables name it, less the axes that stand elsewhere; the trial's name if no axis is left."""
+    found = (f"{short(k)}={_digits(v)}" for k, v in trial.point.items() if k not in without)
+    return plain(", ".join(found) or trial.name)
+
+
+def _digits(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def find_grid(sweep: Sweep, x: str | None = None, y: str | None = None, where: Sequence[str] = ()) -> Grid:

@@ -36,6 +36,7 @@ class Evaluation(NamedTuple):
     step: int
     env: dict[str, Any]
     episodes: dict[str, Array]  # name of EPISODE -> one entry per episode; q_start only where there is a critic
+    seconds: float = 0.0  # of all seeds that were evaluated together
 
     def mean(self, name: str) -> float | None:
         """Over the episodes; q_gap is q_start less the discounted return of the same episodes."""
@@ -75,6 +76,8 @@ class Trial:
     started: bool = False
     notes: list[str] = field(default_factory=list)
     faults: list[Record] = field(default_factory=list)  # attempts that were lost
+    starts: list[Record] = field(default_factory=list)
+    train_seconds: float = 0.0  # of all seeds together; what was lost and done again counts once
 
     @property
     def variant(self) -> str:
@@ -116,15 +119,21 @@ class Sweep:
     folder: Path
     plan: Record  # the newest, without its points
     trials: list[Trial]
-    sessions: list[Record]  # each driver's start
+    sessions: list[Record]  # each driver's start, and `until`, the time of its newest record
     problems: list[str]  # damaged lines
     first: float  # unix seconds of the first and the newest record
     newest: float
     confirmation: "Sweep | None" = None
+    planned: int = 0  # points; of a search, the most that it may ask for
 
     @property
     def name(self) -> str:
         return str(self.plan["name"])
+
+    @property
+    def label(self) -> str:
+        """Its folder: sweeps of one script share their name."""
+        return self.folder.resolve().name
 
     @property
     def question(self) -> str:
@@ -163,7 +172,8 @@ def load(folder: str | Path) -> Sweep:
     inner = Path(folder) / CONFIRMATION
     confirmation = load(inner) if (inner / records.FILE).is_file() else None
     trials = [fold.trial(p) for p in fold.points.values()]
-    return Sweep(Path(folder), plan, trials, fold.sessions, problems, fold.first, fold.newest, confirmation)
+    times = fold.first, fold.newest
+    return Sweep(Path(folder), plan, trials, fold.sessions, problems, *times, confirmation, fold.planned)
 
 
 class _Run:
@@ -199,6 +209,9 @@ class _Fold:
         self.sessions: list[Record] = []
         self.problems: list[str] = []
         self.first = self.newest = 0.0
+        self._listed = self._searched = 0  # points of the plan, cells with a search
+        self._extended = 0  # points that every one of these may be asked beyond the plan's
+        self._seconds: dict[str, float] = {}
         self._runs: dict[tuple[str, int], _Run] = {}
         self._ends: dict[str, Record] = {}
         self._of: dict[str, dict[str, list[Record]]] = {"note": {}, "fault": {}, "start": {}, "diverged": {}}
@@ -207,24 +220,36 @@ class _Fold:
         for r in log:
             self.first, self.newest = self.first or r["time"], max(self.newest, r["time"])
             self._add(r)
+            if self.sessions:
+                self.sessions[-1]["until"] = r["time"]
+
+    @property
+    def planned(self) -> int:
+        search = (self.plan or {}).get("search")
+        return self._listed + (self._searched * (search["trials"] + self._extended) if search else 0)
 
     def _add(self, r: Record) -> None:
         kind = r["kind"]
         if kind == "train":
             self._run(r).report(r["step"], r["metrics"])
+            self._seconds[r["trial"]] = r["seconds"]
         elif kind == "eval":
             if len(r["success_once"]) == r["episodes"]:  # a part of an evaluation is none
                 values = {k: np.array([float(v) for v in r[k]]) for k in EPISODE if r.get(k) is not None}
-                self._run(r).evals[r["step"]] = Evaluation(r["step"], r["env"], values)
+                self._run(r).evals[r["step"]] = Evaluation(r["step"], r["env"], values, r["seconds"])
         elif kind == "plan":
             self.plan = {k: v for k, v in r.items() if k not in ("points", "cells")}
             asked = {n: p for n, p in self.points.items() if p.get("kind") == "point"}
             self.points = {p["trial"]: p for p in r["points"] if p.get("same_as") is None} | asked
+            self._listed = len(self.points) - len(asked)
+            self._searched = sum(bool(c["space"]) for c in r.get("cells", ()))
         elif kind == "point":
             if r.get("same_as") is None:
                 self.points[r["trial"]] = r
         elif kind == "session":
             self.sessions.append(r)
+        elif kind == "extend":
+            self._extended += r["trials"]
         elif kind == "end":
             self._ends[r["trial"]] = r
         elif kind in ("start", "retry"):
@@ -248,5 +273,5 @@ class _Fold:
             at = steps[-1] if diverged is not None and steps else None
             seeds.append(Seed(seed, run.curves(), evals, final, diverged, at))
         notes = list(dict.fromkeys(r["text"] for r in told["note"]))
-        started = bool(told["start"])
-        return Trial(name, p["point"], p["config"], p["steps"], seeds, end, started, notes, told["fault"])
+        more = notes, told["fault"], told["start"], self._seconds.get(name, 0.0)
+        return Trial(name, p["point"], p["config"], p["steps"], seeds, end, bool(told["start"]), *more)

@@ -270,4 +270,6 @@ def slope(curve: Sequence[tuple[float, float]]) -> float:
     x, y = np.array(curve, float).reshape(-1, 2).T
     if len(set(x)) < 2 or not np.isfinite([x, y]).all():
         return math.nan
-    return float(stats.theilslopes(y, x).slope)
+    i, j = np.triu_indices(len(x), 1)
+    i, j = i[x[i] != x[j]], j[x[i] != x[j]]
+    return float(np.median((y[j] - y[i]) / (x[j] - x[i])))  # scipy's has intervals, and takes three times as long

@@ -63,7 +63,7 @@ def sweep(
         | {"seeds": list(seeds), "steps": steps}
         for i, p in enumerate(grid(axes) if points is None else points)
     ]
-    data = [{"file": "demos.h5", "digest": "d" * 64, "episodes": 200, "successes": 200, "steps": 9116}]
+    data = [{"file": "demos.h5", "digest": "d" * 64, "episodes": 200, "success_rate": 1.0, "steps": 9116}]
     rest = {"question": "What does it do?", "preset": "quick", "variant": variant, "domains": {}, "search": None}
     rest |= {"base": {}, "cells": [], "rungs": None, "resources": {"gpus_per_trial": 0}, "data": data, "digest": "p"}
     rest |= {"objectives": [{"metric": "success_once", "mode": "max"}], "claims": [], "confirms": None}
