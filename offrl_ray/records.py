@@ -36,6 +36,7 @@ Failure classes: infra, oom, hang, eval, gpu, disk, checkpoint, data, code. Numb
 """
 
 import errno
+import gzip
 import json
 import math
 import os
@@ -100,11 +101,15 @@ def read(folder: str | Path) -> RecordLog:
     return RecordLog(list(stream(folder, problems)), problems)
 
 
-def stream(folder: str | Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """As `read`, one record at a time, for a reader that keeps less than all of it; adds to `problems`."""
-    path = Path(folder) / FILE
+def stream(source: str | Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """As `read`, one record at a time, for a reader that keeps less than all of it; adds to `problems`.
+
+    The source is a folder, or a compressed copy of its records, *.gz. Raises OSError, or EOFError for a copy cut short.
+    """
+    copy = str(source).endswith(".gz")
+    path = Path(source) if copy else Path(source) / FILE
     last, damaged = -1, False
-    with path.open("rb") as file:
+    with gzip.open(path) if copy else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):  # a line counts when its end is written: the next writer cuts this one off
                 problems.append(f"{path}:{number}: torn end")

@@ -1,5 +1,6 @@
 """A sweep folder's records as trials and seeds."""
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ class Sweep:
     @property
     def label(self) -> str:
         """Its folder: sweeps of one script share their name."""
-        return self.folder.resolve().name
+        return self.folder.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
 
     @property
     def question(self) -> str:
@@ -151,7 +152,7 @@ class Sweep:
 
 
 def load(folder: str | Path) -> Sweep:
-    """The sweep of a folder, running or done. Raises UsageError if the folder holds none.
+    """The sweep of a folder, running or done, or of a copy of its records, *.gz. Raises UsageError if it holds none.
 
     Reports are kept as arrays: a thousand trials of five seeds and a hundred reports take 0.2 GB.
     """
@@ -162,8 +163,8 @@ def load(folder: str | Path) -> Sweep:
     except FileNotFoundError:
         what = f"no {records.FILE} in it" if Path(folder).is_dir() else "no such folder"
         raise UsageError([f"{folder}: {what}; {expected}"]) from None
-    except OSError as e:
-        raise UsageError([f"{folder}: {e.strerror}; {expected}"]) from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise UsageError([f"{folder}: {getattr(e, 'strerror', None) or e}; {expected}"]) from None
     plan, problems = fold.plan, fold.problems
     if plan is None or not fold.points:
         damaged = f", {len(problems)} damaged lines (first: {problems[0]})" if problems else ""
