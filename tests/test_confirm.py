@@ -475,10 +475,22 @@ def test_claims_are_recorded_as_json_and_are_no_part_of_the_work(tmp_path: Path)
     assert made["digest"] == told(planned())["digest"]
 
 
-def test_claims_that_are_no_json_are_named_with_all_else() -> None:
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (
+            [{"id": "a", "text": "?", "checks": [{"kind": "trend", "measure": "return"}]}, "text"],
+            ["[0].checks[0]", "[1]"],
+        ),
+        ([{"id": "a", "level": float("nan")}], [""]),
+        ([{"id": object()}], [""]),
+    ],
+)
+def test_claims_that_are_none_are_named_with_all_else(bad: list[Any], named: list[str]) -> None:
     preset = Preset(about="", overrides=TINY | {"algo.alpha": -1}, demos=Demos(env_id="Toy-v1", episodes=1))
-    bad: list[Any] = [{"ok": 1}, {"p": float("nan")}, {"arm": object()}, "text"]
     sweep = Sweep(name="toy", question="", variant="cpql", axes={}, presets={"tiny": preset}, claims=bad)
     with pytest.raises(UsageError) as e:
         plan(sweep, "tiny", {}, ["a.h5"])
-    assert [p[:7] for p in e.value.problems] == ["claim 1", "claim 2", "claim 3", "algo.al"]
+    *found, other = e.value.problems
+    assert [p.split()[4] for p in found] == [f"script{n}" for n in named]
+    assert other.startswith("algo.alpha")

@@ -5,9 +5,10 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from offrl_ray.claim import own_claims
 from offrl_ray.config import RunConfig, canonical, describe, digest, from_dict, resolve, to_dict
 from offrl_ray.errors import UsageError, did_you_mean
 from offrl_ray.sweep.rungs import RungSpec
@@ -67,7 +68,7 @@ class Sweep:
     """One sweep script: `axes` are dotted keys of the config, the first one the heatmap's rows.
 
     An axis is a list of values, or a domain (space.py) that is searched inside every cell of the others. `claims` are
-    what the author expects to find, as JSON, judged when the sweep is analysed; they are no part of the work.
+    what the author expects to find (claim.py), judged by the report; they are no part of the work.
     """
 
     name: str
@@ -195,12 +196,15 @@ def plan(
     return Plan(base, axes, domains, search if domains else None, cells, points, merged, objectives)
 
 
-def _claim_problems(claims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for i, claim in enumerate(claims):
-        try:
-            json.dumps(dict(claim), allow_nan=False)
-        except (TypeError, ValueError) as e:
-            yield f"claim {i} of the sweep script must be a mapping of names to JSON values, but got {claim!r}: {e}"
+def _claim_problems(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    place = "claims of the sweep script"
+    try:
+        own_claims(json.loads(json.dumps(list(claims), allow_nan=False)), place)
+    except UsageError as e:
+        return e.problems
+    except (TypeError, ValueError) as e:
+        return [f"{place} must be dicts of JSON values, but got {claims!r}: {e}"]
+    return []
 
 
 def _objective(cfg: RunConfig) -> Objective:
