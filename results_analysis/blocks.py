@@ -19,6 +19,7 @@ class Figure(NamedTuple):
     name: str  # of its PNG file
     caption: str  # also what a reader hears who cannot see it
     png: bytes
+    table: Table | None = None  # what it shows, for the files
 
 
 class Text(NamedTuple):
@@ -31,6 +32,7 @@ class Raw(NamedTuple):
 
     html: str
     table: Table
+    png: bytes | None = None  # the same as a picture, for the files
 
 
 Block = Table | Figure | Text | Raw

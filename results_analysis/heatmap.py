@@ -17,25 +17,27 @@ if __package__ in (None, ""):  # run as a script: its own folder's modules are n
 
 from offrl_ray.errors import UsageError, plain
 from results_analysis import plots
-from results_analysis.grid import Axis, Grid, find_grid, short
+from results_analysis.grid import Grid, find_grid, short
 from results_analysis.load import Sweep, Trial, load
 from results_analysis.measures import estimate
-from results_analysis.stats import Estimate
+from results_analysis.tiles import RATES, heading, native, panel, ticks, written
+from results_analysis.words import speaker
 
-RATES = ("success_once", "success_at_end")
+ENGLISH = speaker("en")
 METRICS = (*RATES, "return", "q_mean")
 CAPTION = (
     "Cells: mean over the n finished seeds with its 95 % interval "
     "(Student's t over seeds, never narrower than Wilson's over their episodes).\n"
     "Hatched: not completed; seeds that diverged or lack the last evaluation are left out."
 )
+OF_SEARCH = "\nOf a search: the median of the points in the cell."
 
 
 def table_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """One row a cell; numbers with six digits, empty where undefined."""
     rows = []
     for t in trials:
-        row = {short(k): str(t.point.get(k, "any")) for k in sweep.axes}
+        row = {short(k): str(t.point.get(k, "any")) for k in (*sweep.axes, *sweep.domains)}
         row |= {"n": str(len(t.finished)), "seeds_planned": str(len(t.seeds)), "status": t.status, "trial": t.name}
         for m in METRICS:
             e = estimate(t, m)
@@ -43,83 +45,32 @@ def table_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
             for name, v in ((m, e.mean if e else ""), (f"{m}_low", low), (f"{m}_high", high)):
                 row[name] = v if isinstance(v, str) else f"{v:.6g}"
         rows.append(row | {"reason": t.reason})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return out.getvalue()
 
 
-def _number(metric: str, value: float) -> str:
-    return f"{value:.2f}" if metric in RATES else f"{float(f'{value:.3g}'):g}"
+def picture(sweep: Sweep, grid: Grid, names: Sequence[str]) -> bytes:
+    """The heatmap of these measures as PNG."""
+    panels = [panel(grid, name, ENGLISH)[0] for name in names]
+    caption = CAPTION + OF_SEARCH * bool(sweep.domains)
+    return plots.heatmap(heading(sweep, grid, ENGLISH), caption, ticks(grid.rows), ticks(grid.columns), panels)
 
 
-def _text(metric: str, e: Estimate | None) -> list[str]:
-    if e is None:
-        return []
-    interval = f"[{', '.join(_number(metric, v) for v in e.interval)}]" if e.interval else "no interval"
-    return [_number(metric, e.mean), interval]
-
-
-def tile(grid: Grid, trial: Trial, metric: str) -> plots.Tile:
-    """A cell as drawn."""
-    e, n, planned = estimate(trial, metric), len(trial.finished), len(trial.seeds)
-    complete = trial.status == "completed"
-    lines = _text(metric, e) or [f"no {metric}" if n else plain(trial.status)]
-    lines.append(f"n = {n}" if n == planned else f"n = {n} of {planned}")
-    if n and not complete:
-        lines.append(plain(trial.status))
-    inert = [short(a.key) for a in (grid.rows, grid.columns) if a.key and a.key not in trial.point]
-    if inert:
-        lines[-1] += f", any {' and '.join(inert)}"
-    place = grid.rows.covers(trial.point), grid.columns.covers(trial.point)
-    return plots.Tile(*place, e.mean if e else None, lines, complete)
-
-
-def title(sweep: Sweep, grid: Grid) -> str:
-    """What the cells have in common."""
-    seeds = [s for t in grid.trials for s in t.seeds]
-    finals = [s.final for s in seeds if s.final]
-    steps, numbers = {t.steps for t in grid.trials}, sorted({s.seed for s in seeds})
-    env = ", ".join(sorted({r.env["id"] for s in seeds for r in s.evals}))
-    episodes = {len(f.episodes["success_once"]) for f in finals}
-    facts = [
-        f"{_span(episodes)} evaluation episodes per seed" if episodes else "no final evaluation yet",
-        f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}",
-        f"step {_span(steps)}",
-        *(f"{short(k)} = {v}" for k, v in grid.fixed.items()),
-    ]
-    return "\n".join(map(plain, (f"{sweep.name}{env and ': '}{env}", ", ".join(facts))))
-
-
-def _span(values: set[int]) -> str:
-    return str(min(values)) if len(values) == 1 else f"{min(values)} to {max(values)}"
-
-
-def _ticks(axis: Axis) -> plots.Ticks:
-    return plots.Ticks(plain(short(axis.key)), list(map(plain, axis.values))) if axis.key else plots.Ticks("", [""])
-
-
-def picture(sweep: Sweep, grid: Grid) -> bytes:
-    """The heatmap as PNG: success, or the return where the environment pays its own reward, and Q if there is one."""
-    tiles = {m: [tile(grid, t, m) for t in grid.trials] for m in METRICS}
-    native = any(r.env.get("reward_mode") == "native" for t in grid.trials for s in t.seeds for r in s.evals)
-    panels = [
-        plots.Panel("return at the last step", "reward per episode", tiles["return"], None)
-        if native
-        else plots.Panel("success_once at the last step", "share of episodes", tiles["success_once"], (0.0, 1.0))
-    ]
-    if any("q_mean" in s.train.metrics for t in grid.trials for s in t.seeds):
-        panels.append(plots.Panel("q_mean in the last training report", "units of return", tiles["q_mean"], None))
-    return plots.heatmap(title(sweep, grid), CAPTION, _ticks(grid.rows), _ticks(grid.columns), panels)
+def main_measures(sweep: Sweep) -> list[str]:
+    """Success, or the return where the environment pays its own reward, and Q if there is one."""
+    q = any("q_mean" in s.train.metrics for t in sweep.trials for s in t.seeds)
+    return ["return" if native(sweep) else "success_once"] + ["q_mean"] * q
 
 
 def table(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """The cells for a terminal, with what went wrong below."""
-    lines = [[*map(plain, map(short, sweep.axes)), "seeds", *METRICS, "status"]]
+    lines = [[*map(plain, map(short, (*sweep.axes, *sweep.domains))), "seeds", *METRICS, "status"]]
     for t in trials:
-        cells = [" ".join(_text(m, estimate(t, m))) or "-" for m in METRICS]
-        point = [plain(t.point.get(k, "any")) for k in sweep.axes]
+        cells = [" ".join(written(m, estimate(t, m), ENGLISH)) or "-" for m in METRICS]
+        point = [plain(t.point.get(k, "any")) for k in (*sweep.axes, *sweep.domains)]
         lines.append([*point, f"{len(t.finished)}/{len(t.seeds)}", *cells, plain(t.status)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -155,11 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         write_atomic(args.folder / "heatmap.csv", table_csv(sweep, grid.trials).encode())
-        write_atomic(args.folder / "heatmap.png", picture(sweep, grid))
+        write_atomic(args.folder / "heatmap.png", picture(sweep, grid, main_measures(sweep)))
     except OSError as e:
         print(f"heatmap.py: could not write: {e}", file=sys.stderr)
         return 1
-    print(title(sweep, grid))
+    print(heading(sweep, grid, ENGLISH))
     print(table(sweep, grid.trials))
     print(f"wrote {args.folder / 'heatmap.png'} and heatmap.csv")
     tensorboard = Path(sys.executable).with_name("tensorboard")

@@ -13,7 +13,7 @@ from results_analysis.blocks import Block, Figure, Section, Table, Text, Value
 from results_analysis.grid import point_text
 from results_analysis.load import Evaluation, Seed, Sweep, Trial
 from results_analysis.measures import estimate
-from results_analysis.plots_truth import Mark, against
+from results_analysis.plots import Mark, against
 from results_analysis.q_traps import bound, traps
 from results_analysis.stats import Estimate, mean_over_seeds, slope
 from results_analysis.words import Say

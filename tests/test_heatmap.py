@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from offrl_ray.records import FILE, Writer
-from results_analysis.grid import find_grid
-from results_analysis.heatmap import main, tile
-from results_analysis.load import load
+from results_analysis.grid import Grid, find_grid
+from results_analysis.heatmap import main
+from results_analysis.load import Trial, load
+from results_analysis.plots import Tile
+from results_analysis.tiles import panel, shown
+from results_analysis.words import speaker
 
 SCRIPT = Path(__file__).parents[1] / "results_analysis" / "heatmap.py"
 ALPHAS, MODES = [0.0, 0.05], ["single_step", "last_5"]
@@ -56,6 +59,11 @@ def end(
     w: Writer, trial: str, status: str = "completed", reason: str = "", diverged: dict[str, str] | None = None
 ) -> None:
     w.write("end", trial=trial, status=status, reason=reason, step=STEPS, diverged=diverged or {}, cost={})
+
+
+def tile(grid: Grid, trial: Trial, name: str) -> Tile:
+    cell = next(c for c in grid.cells if trial in c.trials)
+    return shown(grid, cell, name, speaker("en")).tile
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -195,8 +203,9 @@ def test_missing_seeds_are_told_not_averaged_away(
     assert (row["success_once_low"] == "") == (int(n) < 2)
     sweep = load(tmp_path)
     drawn = tile(find_grid(sweep), sweep.trials[0], "success_once")
-    assert not drawn.complete
-    assert any(status in line for line in drawn.lines)
+    mark = "not started" if story is _unstarted else status
+    assert drawn.mark == mark
+    assert any(mark in line for line in drawn.lines)
     assert any(f"n = {n} of 3" in line for line in drawn.lines)
 
 
@@ -315,7 +324,7 @@ def test_points_of_a_search_are_read_and_repetitions_left_out(
     (trial,) = load(tmp_path).trials
     assert (trial.name, trial.status, trial.point) == ("00", "completed", {"algo.lr": 0.1})
     assert main([str(tmp_path)]) == 2
-    assert "a heatmap needs a grid, not a search" in capsys.readouterr().err
+    assert "algo.lr = 0.1, no value of that axis and nothing that a search chose" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -339,3 +348,49 @@ def test_runs_as_a_script_from_anywhere(complete: Path) -> None:
     done = subprocess.run([sys.executable, SCRIPT, "."], cwd=complete, capture_output=True, text=True, check=True)
     assert "wrote heatmap.png" in done.stdout
     assert done.stderr == ""
+
+
+def test_points_that_claim_the_same_place_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Writer(tmp_path) as w:
+        plan(w, AXES, [{"algo.alpha": 0.0}, {"algo.alpha": 0.0, "algo.q_grad_mode": "last_5"}])
+    assert main([str(tmp_path)]) == 2
+    assert "trials 00 and 01 fall into one cell" in capsys.readouterr().err
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    with Writer(tmp_path) as w:
+        plan(w, {"algo.alpha": ["$\\frac$", "$x^"]}, [{"algo.alpha": "$\\frac$"}, {"algo.alpha": "$x^"}])
+        run(w, "00")
+        end(w, "00")
+    assert main([str(tmp_path)]) == 0
+
+
+def test_a_search_has_its_median_point_in_every_cell(tmp_path: Path) -> None:
+    domains = {"algo.lr": {"kind": "float", "low": 0.0, "high": 1.0, "log": False}}
+    points = [{"algo.alpha": a, "algo.lr": lr} for a in ALPHAS for lr in (0.1, 0.2, 0.3)]
+    with Writer(tmp_path) as w:
+        rows = [
+            {"trial": f"{i:02d}", "point": p, "config": {}, "seeds": [i], "steps": STEPS} for i, p in enumerate(points)
+        ]
+        w.write("plan", name="toy", question="", axes={"algo.alpha": ALPHAS}, domains=domains, points=rows, data=[])
+        for i, rate in enumerate((2, 4, 3)):
+            evaluate(w, f"{i:02d}", i, [1] * rate + [0] * (4 - rate))
+            end(w, f"{i:02d}")
+    assert main([str(tmp_path)]) == 0
+    assert [r["lr"] for r in table(tmp_path)] == ["0.1", "0.2", "0.3"] * 2
+    grid = find_grid(load(tmp_path))
+    first, second = (shown(grid, c, "success_once", speaker("en")) for c in grid.cells)
+    assert first.trial.name == "02"
+    assert first.tile.lines == ["0.75", "no interval", "n = 1", "median of 3 points"]
+    assert second.tile.lines == ["not started", "n = 0 of 1", "3 points"]
+    assert second.tile.mark == "not started"
+
+
+def test_colours_do_not_exaggerate_differences_within_the_intervals(complete: Path) -> None:
+    with Writer(complete) as w:
+        w.write("train", trial="02", seed=2, step=STEPS, metrics={"q_mean": 3.1}, seconds=1.0)
+    drawn, _ = panel(find_grid(load(complete)), "q_mean", speaker("en"))
+    assert drawn.limits is not None
+    low, high = drawn.limits
+    assert high - low == pytest.approx(2 * 2.484138, rel=0.05)
+    assert low < 2.0 < high

@@ -1,17 +1,12 @@
-"""The picture of Q against truth: takes numbers, gives PNG bytes; knows nothing of records.
+"""The picture of Q against truth."""
 
-Its words are English in every language: the font that comes with matplotlib has no Chinese.
-"""
-
-import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from results_analysis.plots import COLOURS
+from results_analysis.plots.base import COLOURS, png, style
 from results_analysis.stats import Estimate
 
 DARK, LIGHT = COLOURS(0.15), COLOURS(0.65)
@@ -28,6 +23,7 @@ class Mark(NamedTuple):
     label: str  # shown where marks are few
 
 
+@style
 def against(lines: Mapping[str, float], marks: Sequence[Mark]) -> bytes:
     """x is the discounted return, y is Q: marks with their intervals, the line y = x, and named horizontal `lines`."""
     figure = Figure((6.5, 4.4), dpi=200, layout="constrained")
@@ -39,7 +35,7 @@ def against(lines: Mapping[str, float], marks: Sequence[Mark]) -> bytes:
         face = colour if complete else "white"
         axes.errorbar(x, y, reach[1], reach[0], "o", color=colour, markerfacecolor=face, elinewidth=1, markersize=5)
     for m in marks if len(marks) <= FEW else ():
-        axes.annotate(m.label, (m.x.mean, m.y.mean), (5, 4), textcoords="offset points", fontsize=6.5, parse_math=False)
+        axes.annotate(m.label, (m.x.mean, m.y.mean), (5, 4), textcoords="offset points", fontsize=6.5)
     low, high = min(0.0, *(m.x.mean for m in marks)), max(*(m.x.mean for m in marks), *lines.values(), 0.0)
     axes.plot([low, high], [low, high], color="0.4", linewidth=1, label="Q = return")
     for (name, value), dashes in zip(lines.items(), ("--", ":", "-.") * len(lines), strict=False):
@@ -52,9 +48,7 @@ def against(lines: Mapping[str, float], marks: Sequence[Mark]) -> bytes:
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return png.getvalue()
+    return png(figure)
 
 
 def _reach(estimates: Sequence[Estimate]) -> np.ndarray:
