@@ -277,6 +277,16 @@ def describe(variant: str) -> tuple[Setting, ...]:
     return tuple(s._replace(default=defaults.get(s.key, s.default)) for s in found.values())
 
 
+def worded(variant: str, assignments: Mapping[str, Any]) -> dict[str, Any]:
+    """Assignments whose `none` is the word again where a setting's values have that word, such as q_norm's."""
+    words = {s.key for s in describe(variant) if "none" in s.range.split(" | ")}
+
+    def word(value: Any) -> Any:
+        return [word(v) for v in value] if isinstance(value, list) else "none" if value is None else value
+
+    return {k: word(v) if k in words else v for k, v in assignments.items()}
+
+
 def _settings(cls: Any) -> Iterator[Setting]:
     hints, ranges, swept = get_type_hints(cls), get_type_hints(cls, include_extras=True), swept_fields(cls)
     own = list(cls.__annotations__)

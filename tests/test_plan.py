@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from offrl_ray.algos import VARIANTS
-from offrl_ray.config import canonical, digest, resolve
+from offrl_ray.config import canonical, digest, parse_assignments, resolve
 from offrl_ray.errors import UsageError
 from offrl_ray.records import Writer, read
 from offrl_ray.sweep.plan import Demos, Keep, Plan, Preset, Resources, Sweep, plan, plan_of, plan_record, point
@@ -95,6 +95,13 @@ def test_several_values_of_another_setting_are_an_axis_more_unless_it_takes_a_li
     assert list(grid.axes) == ["algo.alpha", "algo.q_grad_mode", "algo.gamma"]
     assert [p.axes["algo.gamma"] for p in grid.points] == [0.9, 0.99]
     assert {p.cfg.algo.critic_hidden for p in grid.points} == {(8, 16)}
+
+
+def test_none_is_a_word_where_a_setting_has_that_word_and_else_the_lack_of_a_value() -> None:
+    values, _ = parse_assignments(["algo.alpha=0.2", "algo.q_norm=none,abs", "algo.grad_clip=none"])
+    grid = plan(CPQL, "quick", values | {"algo.q_grad_mode": ["last_5"]}, FILES)
+    assert grid.axes["algo.q_norm"] == ["none", "abs"]
+    assert [(p.cfg.algo.q_norm, p.cfg.algo.grad_clip) for p in grid.points] == [("none", None), ("abs", None)]
 
 
 def test_equal_values_of_an_axis_are_one_point() -> None:

@@ -152,7 +152,7 @@ def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":
     import torch
 
     from offrl_ray import run
-    from offrl_ray.config import parse_assignments, resolve
+    from offrl_ray.config import parse_assignments, resolve, worded
     from offrl_ray.sweep.ledger import place_problems
 
     assignments, problems = parse_assignments(args.set)
@@ -161,6 +161,7 @@ def _checked(args: argparse.Namespace) -> "tuple[RunConfig, Data]":
     flat: dict[str, Any] = {"algo.name": args.variant, "data.files": [str(Path(f).resolve()) for f in args.data]}
     flat |= {k: v for k, v in flags.items() if v is not None} | assignments
     try:
+        flat = worded(args.variant, flat)
         cfg = resolve(flat)
     except UsageError as e:
         raise UsageError(problems + e.problems + run.data_problems(flat)) from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offrl_ray.claim import own_claims
-from offrl_ray.config import RunConfig, canonical, describe, digest, from_dict, resolve, to_dict
+from offrl_ray.config import RunConfig, canonical, describe, digest, from_dict, resolve, to_dict, worded
 from offrl_ray.errors import UsageError, did_you_mean
 from offrl_ray.sweep.rungs import RungSpec
 from offrl_ray.sweep.space import Domain, from_record, key_problems, probes, size
@@ -172,6 +172,7 @@ def plan(
         raise UsageError(
             [f"--preset must be one of the sweep's, but got {preset!r}; {did_you_mean(preset, sweep.presets)}"]
         )
+    assignments = worded(sweep.variant, assignments)
     single = {s.key for s in describe(sweep.variant) if not s.range.startswith("list")}
     added = {k: v for k, v in assignments.items() if isinstance(v, Domain) or (isinstance(v, list) and k in single)}
     asked = {k: assignments.get(k, v) for k, v in sweep.axes.items()} | added
