@@ -17,6 +17,7 @@ $(READY): pyproject.toml constraints.txt
 sweep: venv
 	$(BIN)/python tune_configs/tune_cpql.py --preset quick --out runs
 	$(BIN)/python results_analysis/heatmap.py runs/cpql-quick
+	$(BIN)/python results_analysis/report.py runs/cpql-quick
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
