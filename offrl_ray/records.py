@@ -84,7 +84,7 @@ def decode(line: bytes) -> dict[str, Any]:
     body += b"}"
     if crc != b'%08x"}' % zlib.crc32(body):
         raise ValueError("checksum differs")
-    record = json.loads(body)
+    record = json.loads(body.decode())
     if record.get("v") != VERSION:
         raise ValueError(f"record version {record.get('v')}, this reader knows {VERSION}")
     if not isinstance(record.get("seq"), int):
