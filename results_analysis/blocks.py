@@ -1,9 +1,25 @@
 """What a report is made of: sections of tables, pictures and texts; knows neither records nor how they are shown."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from results_analysis.stats import Estimate
+
+Kind = Literal["plain", "warning", "good", "bad"]
+
+
+class Word(str):
+    """A text in a table's cell that is coloured as a Text of its kind; in the files it is any other text."""
+
+    kind: Kind
+
+    def __new__(cls, text: str, kind: Kind) -> Word:
+        made = super().__new__(cls, text)
+        made.kind = kind
+        return made
+
 
 Value = str | int | float | Estimate | None
 
@@ -24,7 +40,8 @@ class Figure(NamedTuple):
 
 class Text(NamedTuple):
     text: str
-    kind: Literal["plain", "warning", "good", "bad"] = "plain"
+    kind: Kind | Literal["code"] = "plain"
+    to: str = ""  # key of the section that tells more
 
 
 class Raw(NamedTuple):
@@ -35,7 +52,15 @@ class Raw(NamedTuple):
     png: bytes | None = None  # the same as a picture, for the files
 
 
-Block = Table | Figure | Text | Raw
+class Fold(NamedTuple):
+    """Blocks that a reader opens by their title; on paper they are open."""
+
+    title: str
+    blocks: Sequence[Block]
+    kind: Kind = "plain"
+
+
+Block = Table | Figure | Text | Raw | Fold
 
 
 class Section(NamedTuple):

@@ -3,36 +3,57 @@
 import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
+from typing import NamedTuple
 
 from offrl_ray.claim import Check, Claim, own_claims
 from offrl_ray.errors import UsageError, did_you_mean
 from results_analysis.arms import VARIANT, Pool
-from results_analysis.blocks import Block, Section, Table, Text
+from results_analysis.blocks import Block, Fold, Kind, Section, Table, Text, Word
 from results_analysis.findings import FINDINGS
 from results_analysis.load import Sweep
 from results_analysis.stats import Estimate, mean_over_seeds
 from results_analysis.verdicts import SEEDS, Verdict, judge
 from results_analysis.words import Say
 
-COLOURS: dict[str, Literal["good", "bad", "plain"]] = {"supported": "good", "refuted": "bad", "undecided": "plain"}
+COLOURS: dict[str, Kind] = {"supported": "good", "refuted": "bad", "undecided": "plain"}
 COLUMNS = ("id", "claim", "verdict", "effect", "n", "p", "p (Holm)", "test")
 
 
-def section(sweeps: Sequence[Sweep], say: Say) -> Section:
-    """Own claims first, then the findings about the sweeps' variants, judged on the runs of all sweeps together."""
+class Judged(NamedTuple):
+    """The claims about some sweeps."""
+
+    pool: Pool
+    shown: Sequence[Verdict]  # the sweeps' own, then the findings about their variants; those that are not asked last
+    rest: Sequence[str]  # ids of the findings about other variants
+    problems: Sequence[str]  # of declared claims
+
+    def count(self, word: str) -> int:
+        return sum(v.verdict == word for v in self.shown)
+
+
+def judged(sweeps: Sequence[Sweep], say: Say) -> Judged:
+    """On the runs of all sweeps together."""
     declared, problems = own(sweeps)
     pool = Pool(sweeps)
     found = judge([*declared, *FINDINGS], pool, say)
     variants = {t.variant for s in sweeps for t in s.trials}
     shown = [v for v in found if v.claim.own or v.asked or variants & _variants(v.claim)]
     rest = [v.claim.id for v in found if v not in shown]
-    blocks: list[Block] = [Text(p, "bad") for p in problems]
-    blocks += [_intro(shown, say), _table(shown, say), *_inflation(pool, say)]
-    blocks += [text for v in shown for text in _texts(v, say)]
-    if rest:
+    return Judged(pool, sorted(shown, key=lambda v: not v.heard), rest, problems)
+
+
+def section(sweeps: Sequence[Sweep], say: Say, found: Judged | None = None) -> Section:
+    """`found`: what `judged` returns, if it is there already."""
+    found = found or judged(sweeps, say)
+    blocks: list[Block] = [Text(p, "bad") for p in found.problems]
+    blocks += [_intro(found, say), _table(found.shown, say), *_inflation(found.pool, say)]
+    blocks += [_fold(v, say) for v in found.shown if v.heard]
+    if silent := [v for v in found.shown if not v.heard]:
+        title = say("{n} claims that these sweeps do not ask, and the runs that would", n=len(silent))
+        blocks.append(Fold(title, [b for v in silent for b in _silent(v, say)]))
+    if found.rest:
         told = "About variants that are not in these sweeps, and not judged: {ids}."
-        blocks.append(Text(say(told, ids=", ".join(rest))))
+        blocks.append(Text(say(told, ids=", ".join(found.rest))))
     return Section("claims", say("Claims"), blocks)
 
 
@@ -77,8 +98,7 @@ def _variants(claim: Claim) -> set[str]:
     return {name for w in wanted for name in (w if isinstance(w, list) else [w])}
 
 
-def _intro(shown: Sequence[Verdict], say: Say) -> Text:
-    words = [v.verdict for v in shown]
+def _intro(found: Judged, say: Say) -> Text:
     told = (
         "{n} claims: {supported} supported, {refuted} refuted, {undecided} undecided, {tested} of them by a test. "
         "Supported: the whole 95 % interval over seeds lies beyond the smallest effect that counts, in the claimed "
@@ -86,8 +106,9 @@ def _intro(shown: Sequence[Verdict], say: Say) -> Text:
         "claim of several checks is supported if all of them are, and refuted if one is. Success and return are means "
         "over the evaluations in the last quarter of the training; a run that a rule stopped counts as no success."
     )
-    counts = {w: words.count(w) for w in ("supported", "refuted", "undecided")}
-    return Text(say(told, n=len(shown), **counts, tested=sum(v.p is not None for v in shown), least=SEEDS))
+    counts = {w: found.count(w) for w in COLOURS}
+    tested = sum(v.p is not None for v in found.shown)
+    return Text(say(told, n=len(found.shown), **counts, tested=tested, least=SEEDS))
 
 
 def _table(shown: Sequence[Verdict], say: Say) -> Table:
@@ -95,7 +116,7 @@ def _table(shown: Sequence[Verdict], say: Say) -> Table:
         (
             v.claim.id,
             _said(v.claim, v.claim.text, say),
-            say(v.verdict),
+            Word(say(v.verdict), COLOURS[v.verdict]),
             None if v.effect is None else Estimate(v.effect, v.interval, v.n),
             v.n,
             v.p,
@@ -108,13 +129,27 @@ def _table(shown: Sequence[Verdict], say: Say) -> Table:
     return Table("claims", caption, [say(c) for c in COLUMNS], rows)
 
 
-def _texts(v: Verdict, say: Say) -> list[Text]:
-    head = f"{v.claim.id}: {say(v.verdict)}. {v.detail}"
-    run = say("What would decide it: {run}", run=v.decide) if v.decide else ""
-    return [
-        Text(" ".join(filter(None, (head, run))), COLOURS[v.verdict]),
-        *(Text(f"{v.claim.id}: {c}", "warning") for c in v.caveats),
-    ]
+def _fold(v: Verdict, say: Say) -> Fold:
+    """Each check, control and caveat on a line of its own, then what would decide it."""
+    places = {"id": v.claim.id, "verdict": say(v.verdict), "claim": _said(v.claim, v.claim.text, say)}
+    title = say("{id} {verdict}: {claim}", **places)
+    blocks: list[Block] = [Text(sentence) for sentence in v.details]
+    for control in v.controls:
+        blocks += [Text(control.text, "warning"), *_code(control.run)]
+    blocks += [Text(c, "warning") for c in v.caveats]
+    if v.decide or v.run:
+        blocks += [Text(say("What would decide it: {run}", run=v.decide)), *_code(v.run)]
+    return Fold(title, blocks, COLOURS[v.verdict])
+
+
+def _silent(v: Verdict, say: Say) -> list[Text]:
+    why = v.details if v.claim.own else ()
+    told = f"{v.claim.id}: {' '.join(filter(None, [_said(v.claim, v.claim.text, say), *why, v.decide]))}"
+    return [Text(told), *_code(v.run)]
+
+
+def _code(run: Sequence[str]) -> list[Text]:
+    return [Text("\n".join(run), "code")] if run else []
 
 
 def _said(claim: Claim, text: str, say: Say) -> str:

@@ -110,6 +110,27 @@ def standard_error(found: Sequence[Values]) -> float | None:
     return math.sqrt(fmean(squares)) if squares else None
 
 
+def lead(aim: Objective, best: Values, other: Values) -> tuple[Estimate, bool]:
+    """How far the one is ahead of the other, paired by seed, and whether the interval excludes 0."""
+    x, y = aim.better(best, other)
+    episodes = min(best.episodes, other.episodes) if best.episodes and other.episodes else None
+    test = paired_difference(x.of, y.of, episodes)
+    return Estimate(test.effect, test.interval, test.n), test.interval is not None and test.interval[0] > 0
+
+
+def command(sweep: Sweep, n: int) -> str:
+    """That confirms the best of `n` points; a copy of the records is no folder to train in."""
+    folder = "DIR" if sweep.folder.is_file() else shlex.quote(str(sweep.folder))
+    return f"offrl-ray confirm {folder} --top {min(TOP, n)} --seeds {SEEDS}"
+
+
+def in_words(e: Estimate | None) -> str:
+    """A value in a sentence."""
+    if e is None:
+        return "-"
+    return f"{e.mean:.3g} [{e.interval[0]:.3g}, {e.interval[1]:.3g}] (n = {e.n})" if e.interval else f"{e.mean:.3g}"
+
+
 def _unconfirmed(sweep: Sweep, say: Say) -> Iterator[Block]:
     if told := sweep.plan.get("confirms"):
         yield Text(say("{sweep} is itself the confirmation of {folder}.", sweep=sweep.label, folder=told["folder"]))
@@ -121,10 +142,9 @@ def _unconfirmed(sweep: Sweep, say: Say) -> Iterator[Block]:
         yield Text(say(what, sweep=sweep.label, metric=aim.metric), "warning")
         return
     (best, v), error = found[0], standard_error([v for _, v in found])
-    command = f"offrl-ray confirm {shlex.quote(str(sweep.folder))} --top {min(TOP, len(found))} --seeds {SEEDS}"
-    places = {"sweep": sweep.label, "point": point_text(best), "metric": aim.metric, "value": _told(v.estimate)}
+    places = {"sweep": sweep.label, "point": point_text(best), "metric": aim.metric, "value": in_words(v.estimate)}
     what = "{sweep}: {point} has the best {metric}, {value}, and was chosen by it. Not confirmed yet: {command}"
-    yield Text(say(what, **places, command=command), "warning")
+    yield Text(say(what, **places, command=command(sweep, len(found))), "warning")
     if (ties := sum(w.mean == v.mean for _, w in found)) > 1:
         yield Text(say("{sweep}: {n} points share this value.", sweep=sweep.label, n=ties), "warning")
     if error and len(found) > 1:
@@ -181,9 +201,7 @@ def _winner(
     if len(found) < 2:
         return
     (best, v), (second, w) = found[:2]
-    x, y = aim.better(v, w)
-    test = paired_difference(x.of, y.of, min(v.episodes, w.episodes) if v.episodes and w.episodes else None)
-    apart = test.interval is not None and test.interval[0] > 0
+    gap, apart = lead(aim, v, w)
     what = (
         "{sweep}: on fresh seeds {point} is best, {value}, and better than the next, {other}, by {gap}: "
         "the interval over seeds excludes 0."
@@ -191,8 +209,12 @@ def _winner(
         else "{sweep}: on fresh seeds {point} is best, {value}, but its lead over the next, {other}, is {gap}: "
         "not shown to be more than luck."
     )
-    gap = _told(Estimate(test.effect, test.interval, test.n))
-    places = {"point": point_text(best), "value": _told(v.estimate), "other": point_text(second), "gap": gap}
+    places = {
+        "point": point_text(best),
+        "value": in_words(v.estimate),
+        "other": point_text(second),
+        "gap": in_words(gap),
+    }
     yield Text(say(what, sweep=sweep, **places), "good" if apart else "warning")
     if best.name != names[0]:
         yield Text(say("{sweep}: it is not the point that tuning had put first.", sweep=sweep), "warning")
@@ -234,9 +256,3 @@ def _episode_seeds(trial: Trial) -> range:
 
 def _span(numbers: set[int]) -> str:
     return f"{min(numbers)}-{max(numbers)}"
-
-
-def _told(e: Estimate | None) -> str:
-    if e is None:
-        return "-"
-    return f"{e.mean:.3g} [{e.interval[0]:.3g}, {e.interval[1]:.3g}] (n = {e.n})" if e.interval else f"{e.mean:.3g}"

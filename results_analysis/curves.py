@@ -103,7 +103,8 @@ def section(
     """Figures of every sweep, and the table of its stops. Raises UsageError as `find_grids`."""
     intro = say(
         "Lines are means over the seeds that no rule stopped, bands their 95 % intervals over seeds; every seed is "
-        "drawn faint. A cross marks where a rule stopped a seed; such a seed is in no mean."
+        "drawn faint. On a logarithmic axis a band is cut off at half of the smallest seed's value; the table has all "
+        "of it. A cross marks where a rule stopped a seed; such a seed is in no mean."
     )
     blocks: list[Block] = [Text(intro)]
     for sweep in sweeps:
@@ -118,11 +119,13 @@ def _of_grid(sweep: Sweep, grid: Grid | None, say: Say) -> list[Block]:
     trials, note = chosen(grid.trials if grid else sweep.trials, main.name, say)
     blocks: list[Block] = [Text(note)] if note else []
     fixed = ", ".join(f"{short(k)} = {v}" for k, v in grid.fixed.items()) if grid else ""
-    where = ": ".join(filter(None, (sweep.name, fixed)))
+    where = ": ".join(filter(None, (sweep.label, fixed)))
     for q in every:
         frames = _frames(grid, trials, q.name)
         if any(line.seeds for f in frames for line in f.lines):
-            blocks.append(_figure(where, q, frames, _bound(trials) if q.name.startswith("q_") else None, say))
+            blocks.append(
+                _figure(sweep.label, where, q, frames, _bound(trials) if q.name.startswith("q_") else None, say)
+            )
         else:
             blocks.append(Text(say("{where}: no {name} was recorded.", where=where, name=q.name)))
     return blocks
@@ -148,7 +151,7 @@ def _bound(trials: Sequence[Trial]) -> float | None:
     return max(found) if found and max(found) - min(found) <= 1e-3 * abs(max(found)) else None
 
 
-def _figure(where: str, q: Quantity, frames: list[plots.Frame], bound: float | None, say: Say) -> Figure:
+def _figure(sweep: str, where: str, q: Quantity, frames: list[plots.Frame], bound: float | None, say: Say) -> Figure:
     label = f"{q.name} ({unit_text(q.unit, say)})"
     png = plots.curves(frames, f"{q.name} ({q.unit})", q.logarithmic, measure(q.name).limits, bound)
     caption = say("{where}: {name} over training steps", where=where, name=label)
@@ -160,7 +163,7 @@ def _figure(where: str, q: Quantity, frames: list[plots.Frame], bound: float | N
         for one in f.lines
         for step, mean, low, high in zip(one.steps, one.mean, one.low, one.high, strict=True)
     ]
-    table = Table(f"curves_{q.name}", caption, ["row", "point", "step", q.name, "low", "high"], rows)
+    table = Table(f"curves_{q.name}_{sweep}", caption, ["row", "point", "step", q.name, "low", "high"], rows)
     return Figure(table.name, caption, png, table)
 
 
@@ -176,6 +179,6 @@ def _stops(sweep: Sweep, say: Say) -> list[Block]:
         if s.diverged is not None
     ]
     if not rows:
-        return [Text(say("{sweep}: no rule stopped a seed.", sweep=sweep.name), "good")]
-    caption = say("{sweep}: {n} seeds that a rule stopped, and why", sweep=sweep.name, n=len(rows))
-    return [Table("stops", caption, [say("point"), say("seed"), say("step"), say("reason")], rows)]
+        return [Text(say("{sweep}: no rule stopped a seed.", sweep=sweep.label), "good")]
+    caption = say("{sweep}: {n} seeds that a rule stopped, and why", sweep=sweep.label, n=len(rows))
+    return [Table(f"stops_{sweep.label}", caption, [say("point"), say("seed"), say("step"), say("reason")], rows)]

@@ -125,7 +125,7 @@ def _key(sweep: Sweep, text: str) -> str:
     for key in sweep.axes:
         if text in (key, short(key)):
             return key
-    raise UsageError([f"{text!r} is no axis of sweep {sweep.name}; {did_you_mean(text, sweep.axes)}"])
+    raise UsageError([f"{text!r} is no axis of sweep {sweep.label}; {did_you_mean(text, sweep.axes)}"])
 
 
 def _fixed(sweep: Sweep, where: Sequence[str]) -> dict[str, Any]:

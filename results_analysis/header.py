@@ -21,9 +21,9 @@ SHOWN = 10
 
 
 def section(sweeps: Sequence[Sweep], say: Say) -> Section:
-    """One column a sweep, then their data, then what a reader must know before believing the rest."""
+    """One column a sweep, without counts that are 0, then their data, then what to know before believing the rest."""
     facts = [list(_facts(s, say)) for s in sweeps]
-    rows = [[row[0][0], *(value for _, value in row)] for row in zip(*facts, strict=True)]
+    rows = [[row[0][0], *(v for _, v in row)] for row in zip(*facts, strict=True) if any(v != 0 for _, v in row)]
     about: list[Block] = [
         Table("header", say("What was run."), [say("fact"), *(s.label for s in sweeps)], rows),
         _data(sweeps, say),

@@ -42,7 +42,7 @@ def section(
     for i, sweep in enumerate(sweeps):
         names, curves = measures(sweep), quantities(sweep)[:2]
         if len(names) < (3 if native(sweep) else 4):
-            blocks.append(Text(say("{sweep}: no Q values were recorded, so none can be too high.", sweep=sweep.name)))
+            blocks.append(Text(say("{sweep}: no Q values were recorded, so none can be too high.", sweep=sweep.label)))
         grids = find_grids(sweep, x, y, where)
         blocks += [_block(sweep, i, grid, names, say) for grid in grids] or [_too_many(sweep, say)]
         drawn = {t.name: t for grid in grids for t in grid.trials}
@@ -59,7 +59,7 @@ def _too_many(sweep: Sweep, say: Say) -> Text:
     advice = say(
         "{sweep}: more than two axes vary, in too many combinations to show each, and none is averaged over. Fix some "
         "with --where KEY=VALUE, or choose two with --x and --y. The axes are {axes}.",
-        **{"sweep": sweep.name, "axes": axes},
+        **{"sweep": sweep.label, "axes": axes},
     )
     return Text(advice, "warning")
 
@@ -72,7 +72,7 @@ def _block(sweep: Sweep, index: int, grid: Grid, names: Sequence[str], say: Say)
     legend = "".join(f'<li><i class="mark {_class(m)}"></i> {text(say(m))}</li>' for m in marks)
     html = f'<div class="heatmaps"><h3>{head}</h3><ul class="legend">{legend}</ul>{maps}</div>\n'
     others = (f"{short(k)}_{v}" for k, v in grid.fixed.items() if len(sweep.axes[k]) > 1)
-    name = "_".join(["heatmap", sweep.name, *others])
+    name = "_".join(["heatmap", sweep.label, *others])
     return Raw(html, _table(name, sweep, grid, names, say), picture(sweep, grid, names))
 
 

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -51,9 +51,12 @@ class Sensitivity(NamedTuple):
     inert: int  # points where the axis has no effect; they are at none of the levels
 
 
+Refusal = Literal["", "few points", "equal values", "no axis differs"]
+
+
 class Importance(NamedTuple):
     shares: dict[str, float]  # the largest first; they sum to 1, or there are none
-    refused: str  # why there are none
+    refused: Refusal  # why there are none
     p: dict[str, float]  # axis -> how often shuffled values give it as much; above 0.05 its share may be noise
     points: int
     top: int  # the best ones, which the shares explain
@@ -111,16 +114,17 @@ def importance(points: Sequence[Point], domains: Mapping[str, Domain], mode: str
     """
     _check(points, domains)
     losses = [fmean(v) if mode == "min" else -fmean(v) for v in _filled(points, mode)]
-    top, refused = _top(losses) if losses else 0, ""
+    top = _top(losses) if losses else 0
+    refused: Refusal = ""
     shares, p = dict[str, float](), dict[str, float]()
     if len(points) < FEWEST_POINTS:
-        refused = f"importance needs at least {FEWEST_POINTS} points, but n = {len(points)}"
+        refused = "few points"
     elif top == 0:
-        refused = f"importance needs points of different value, but all {len(points)} are equal"
+        refused = "equal values"
     else:
         shares, p = _shares(points, losses, domains, top)
         if not shares:
-            refused = f"no axis differs between the best {top} points and all {len(points)}"
+            refused = "no axis differs"
     diverged = sum(_diverged(point) > 0 for point in points)
     gone = {k: sum(k not in point.point for point in points) for k in domains}
     return Importance(shares, refused, p, len(points), top, diverged, {k: n for k, n in gone.items() if n})

@@ -41,16 +41,16 @@ def _of(sweep: Sweep, say: Say) -> Iterator[Block]:
     name = "return" if native(sweep) else "success_once"
     points, domains = _points(sweep, name), knobs.domains_of(sweep.plan)
     if not domains:
-        yield Text(say("{sweep}: no axis has a choice.", sweep=sweep.name))
+        yield Text(say("{sweep}: no axis has a choice.", sweep=sweep.label))
         return
     if not any(math.isfinite(v) for p in points for v in p.values):
-        yield Text(say("{sweep}: no point has ended with a value yet.", sweep=sweep.name))
+        yield Text(say("{sweep}: no point has ended with a value yet.", sweep=sweep.label))
         return
     lost = sum(not math.isfinite(v) for p in points for v in p.values)
     yield Text(
         say(
             "{sweep}: {n} of {planned} points, {lost} stopped seeds among them.",
-            **{"sweep": sweep.name, "n": len(points), "planned": len(sweep.trials), "lost": lost},
+            **{"sweep": sweep.label, "n": len(points), "planned": len(sweep.trials), "lost": lost},
         )
     )
     label = f"{name} ({unit_text(measure(name).unit, say)})"
@@ -76,14 +76,16 @@ def _sensitivity(
         )
         for s in found
     ]
-    caption = say("{sweep}: {name} at each value of each axis, over the other axes", sweep=sweep.name, name=label)
+    caption = say("{sweep}: {name} at each value of each axis, over the other axes", sweep=sweep.label, name=label)
     inert = [f"{short(s.axis)}: {s.inert}" for s in found if s.inert]
     if inert:
         caption += say("; points on which an axis has no effect are left out: {inert}", inert=", ".join(inert))
     rows: list[list[Value]] = [
         [short(s.axis), _span(v), v.points, v.diverged, v.mean, v.best] for s in found for v in s.levels
     ]
-    table = Table("sensitivity", caption, ["axis", "value", "points", "stopped seeds", "mean", "best"], rows)
+    table = Table(
+        f"sensitivity_{sweep.label}", caption, ["axis", "value", "points", "stopped seeds", "mean", "best"], rows
+    )
     return Figure(table.name, caption, plots.sensitivity(drawn, axis), table)
 
 
@@ -101,12 +103,12 @@ def _importance(
 ) -> Figure | Text:
     found = knobs.importance(points, domains)
     if found.refused:
-        return Text(say("{sweep}: {why}", sweep=sweep.name, why=found.refused), "warning")
+        return Text(say("{sweep}: {why}", sweep=sweep.label, why=_refusal(found, say)), "warning")
     caption = say(
         "{sweep}: how much each axis decides whether a point is among the best {top} of {n} by {name} (PED-ANOVA; "
         "shares of 1 even where no axis matters: p, of a permutation test, tells which to believe); {diverged} points "
         "with stopped seeds count as the worst",
-        **{"sweep": sweep.name, "top": found.top, "n": found.points, "name": label, "diverged": found.diverged},
+        **{"sweep": sweep.label, "top": found.top, "n": found.points, "name": label, "diverged": found.diverged},
     )
     names = [plain(short(k)) for k in found.shares]
     shares = list(found.shares.values())
@@ -114,10 +116,18 @@ def _importance(
     rows: list[list[Value]] = [
         [short(k), v, found.p.get(k), found.points, found.inert.get(k, 0)] for k, v in found.shares.items()
     ]
-    table = Table("importance", caption, ["axis", "share", "p", "n", "points without effect"], rows)
+    table = Table(f"importance_{sweep.label}", caption, ["axis", "share", "p", "n", "points without effect"], rows)
     return Figure(
         table.name, caption, plots.bars(names, shares, notes, f"share of importance, n = {found.points}"), table
     )
+
+
+def _refusal(found: knobs.Importance, say: Say) -> str:
+    if found.refused == "few points":
+        return say("importance needs at least {least} points, but n = {n}", least=knobs.FEWEST_POINTS, n=found.points)
+    if found.refused == "equal values":
+        return say("importance needs points of different value, but all {n} are equal", n=found.points)
+    return say("no axis differs between the best {top} points and all {n}", top=found.top, n=found.points)
 
 
 def _budget(sweep: Sweep, points: list[knobs.Point], axis: str, label: str, say: Say) -> Figure:
@@ -125,10 +135,10 @@ def _budget(sweep: Sweep, points: list[knobs.Point], axis: str, label: str, say:
     caption = say(
         "{sweep}: expected best {name} of k points drawn from those tried (optimistic: the seeds that choose the best "
         "also score it)",
-        sweep=sweep.name,
+        sweep=sweep.label,
         name=label,
     )
-    table = Table("expected_best", caption, ["points", "expected best"], best)
+    table = Table(f"expected_best_{sweep.label}", caption, ["points", "expected best"], best)
     return Figure(table.name, caption, plots.budget(best, axis), table)
 
 
@@ -137,12 +147,14 @@ def _parallel(
 ) -> Figure:
     rows = knobs.coordinates(points, domains)
     axes = [(plain(short(k)), *_edges(d)) for k, d in domains.items()]
-    caption = say("{sweep}: every point as a line through its values, coloured by {name}", sweep=sweep.name, name=label)
+    caption = say(
+        "{sweep}: every point as a line through its values, coloured by {name}", sweep=sweep.label, name=label
+    )
     listed: list[list[Value]] = [
         [*(_plain(r.point.get(k, "any")) for k in domains), r.value, r.n, r.diverged] for r in rows
     ]
     columns = [*map(short, domains), axis.split()[0], "seeds", "stopped seeds"]
-    table = Table("points", caption, columns, listed)
+    table = Table(f"points_{sweep.label}", caption, columns, listed)
     lines = [([r.coordinates[k] for k in domains], r.value) for r in rows]
     return Figure(table.name, caption, plots.parallel(axes, lines, axis), table)
 

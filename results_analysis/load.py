@@ -108,7 +108,8 @@ class Trial:
         if self.status == "completed":
             return ""
         why = [str(self.end["reason"])] if self.end and self.end.get("reason") else []
-        why += [f"seed {s.seed}: {s.diverged}" for s in self.seeds if s.diverged is not None]
+        seeds = [f"seed {s.seed}: {s.diverged}" for s in self.seeds if s.diverged is not None]
+        why += [told for told in seeds if not any(told in known for known in why)]
         missing = [str(s.seed) for s in self.seeds if s.final is None and s.diverged is None]
         if missing:
             why.append(f"no evaluation at step {self.steps} for seed {', '.join(missing)}")

@@ -11,11 +11,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from offrl_ray.errors import plain
-from results_analysis.blocks import Block, Figure, Raw, Section, Table, Text, Value
+from results_analysis.blocks import Block, Figure, Fold, Raw, Section, Table, Text, Value, Word
 from results_analysis.files import csv_text, file_name, latex_text, shown, sort_key
 from results_analysis.words import Lang, Say
 
 ASSETS = Path(__file__).parent / "assets"
+LONG = 40  # rows of a table that is not cut; more scroll in a box
 INLINE = 64 * 1024  # bytes of a table's file that the page carries itself; larger ones lie in the folder beside it
 
 Files = dict[str, bytes]
@@ -86,12 +87,22 @@ def _section(section: Section, links: _Links) -> str:
 
 def _block(block: Block, links: _Links) -> str:
     if isinstance(block, Text):
-        return f'<p class="{block.kind}">{text(block.text)}</p>\n'
+        return _text(block)
+    if isinstance(block, Fold):
+        inside = "".join(_block(b, links) for b in block.blocks)
+        return f'<details class="{block.kind}"><summary>{text(block.title)}</summary>\n{inside}</details>\n'
     if isinstance(block, Table):
         return _table(block) + links.of(block, None, block.name)
     if isinstance(block, Raw):
         return block.html + links.of(block.table, block.png, block.table.name)
     return _figure(block) + links.of(block.table, block.png, block.name)
+
+
+def _text(block: Text) -> str:
+    if block.kind == "code":
+        return f'<pre tabindex="0"><code>{text(block.text)}</code></pre>\n'
+    inner = f'<a href="#{text(block.to)}">{text(block.text)}</a>' if block.to else text(block.text)
+    return f'<p class="{block.kind}">{inner}</p>\n'
 
 
 def _figure(figure: Figure) -> str:
@@ -106,8 +117,9 @@ def _figure(figure: Figure) -> str:
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col"><button type="button">{text(c)}</button></th>' for c in table.columns)
     rows = "".join(f"<tr>{''.join(_cell(v, i) for i, v in enumerate(row))}</tr>\n" for row in table.rows)
+    box = "scroll long" if len(table.rows) > LONG else "scroll"
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{text(table.name)}"><table class="sortable">'
+        f'<div class="{box}" tabindex="0" role="group" aria-label="{text(table.name)}"><table class="sortable">'
         f"<caption>{text(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
     )
 
@@ -115,4 +127,7 @@ def _table(table: Table) -> str:
 def _cell(value: Value, i: int) -> str:
     key = sort_key(value)
     number = "" if key is None else f' class="number" data-sort="{key:.6g}"'
-    return f'<th scope="row"{number}>{text(shown(value))}</th>' if i == 0 else f"<td{number}>{text(shown(value))}</td>"
+    inner = text(shown(value))
+    if isinstance(value, Word):
+        inner = f'<strong class="{value.kind}">{inner}</strong>'
+    return f'<th scope="row"{number}>{inner}</th>' if i == 0 else f"<td{number}>{inner}</td>"

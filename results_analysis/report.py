@@ -10,7 +10,7 @@ if __package__ in (None, ""):  # run as a script: its own folder's modules are n
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from offrl_ray.errors import UsageError, plain
-from results_analysis import claims, confirmation, curves, diagnosis, header, heatmaps, knobs_view, q_truth
+from results_analysis import answer, claims, confirmation, curves, diagnosis, header, heatmaps, knobs_view, q_truth
 from results_analysis.blocks import Section, Text
 from results_analysis.grid import find_grids
 from results_analysis.heatmap import write_atomic
@@ -31,13 +31,15 @@ Exit code 2: bad input, nothing written.
 
 def sections(sweeps: Sequence[Sweep], say: Say, x: str | None, y: str | None, where: Sequence[str]) -> list[Section]:
     """Of the report, in its order."""
+    judged = claims.judged(sweeps, say)
     makers: list[Callable[[Sequence[Sweep], Say], Section]] = [
+        lambda sweeps, say: answer.section(sweeps, judged, say),
         header.section,
         functools.partial(heatmaps.section, x=x, y=y, where=where),
         functools.partial(curves.section, x=x, y=y, where=where),
         q_truth.section,
         knobs_view.section,
-        claims.section,
+        functools.partial(claims.section, found=judged),
         diagnosis.section,
         confirmation.section,
     ]
@@ -69,7 +71,7 @@ def make_page(
 ) -> tuple[str, Files]:
     """The page and the files of `folder` beside it. Raises UsageError as `find_grids`."""
     say = speaker(lang)
-    title = say("Report: {names}", names=", ".join(s.name for s in sweeps))
+    title = say("Report: {names}", names=", ".join(s.label for s in sweeps))
     return render(title, sections(sweeps, say, x, y, where), folder, lang, say)
 
 

@@ -161,7 +161,7 @@ def heading(sweep: Sweep, grid: Grid, say: Say) -> str:
         say("step {n}", n=_span(steps)),
         *(f"{short(k)} = {v}" for k, v in grid.fixed.items()),
     ]
-    return "\n".join(map(plain, (f"{sweep.name}{env and ': '}{env}", ", ".join(facts))))
+    return "\n".join(map(plain, (f"{sweep.label}{env and ': '}{env}", ", ".join(facts))))
 
 
 def _span(values: set[int]) -> str:

@@ -27,6 +27,13 @@ SEEDS = 3  # at least
 PLENTY = 40  # seeds of a run that one would still start
 
 
+class Beside(NamedTuple):
+    """What a control says."""
+
+    text: str
+    run: Sequence[str] = ()  # commands that would tell, where these sweeps do not
+
+
 class Verdict(NamedTuple):
     claim: Claim
     verdict: Word
@@ -36,10 +43,13 @@ class Verdict(NamedTuple):
     p: float | None
     holm: float | None
     method: str
-    detail: str  # a sentence for each check, with the numbers
-    decide: str  # what run would; empty if it is decided
+    details: Sequence[str]  # a sentence for each check, with the numbers
+    decide: str  # what would, in words; empty if it is decided
+    run: Sequence[str]  # the commands of it
+    controls: Sequence[Beside]
     caveats: Sequence[str]
     asked: bool  # the sweeps hold all that it needs
+    heard: bool  # the sweeps hold some of it
 
 
 class Outcome(NamedTuple):
@@ -90,11 +100,25 @@ def _verdict(claim: Claim, pool: Pool, say: Say) -> Verdict:
     test = shown.contrast.test if shown.contrast else Test(math.nan, None, None, 0, "")
     ps = [o.contrast.test.p for o in outcomes if o.contrast and o.check.direction != "same"]
     p = max((p for p in ps if p is not None), default=None) if asked else None
-    decide = "" if word != "undecided" else _decision(claim, outcomes, pool.presets, say)
-    caveats = _caveats(claim, outcomes, pool, say) if any(o.contrast for o in outcomes) else []
-    effect = None if math.isnan(test.effect) else test.effect
-    detail = " ".join(o.sentence for o in outcomes)
-    return Verdict(claim, word, effect, test.interval, test.n, p, None, test.method, detail, decide, caveats, asked)
+    decide, run = ("", []) if word != "undecided" else _decision(claim, outcomes, pool.presets, say)
+    heard = any(o.contrast for o in outcomes)
+    return Verdict(
+        claim=claim,
+        verdict=word,
+        effect=None if math.isnan(test.effect) else test.effect,
+        interval=test.interval,
+        n=test.n,
+        p=p,
+        holm=None,
+        method=test.method,
+        details=[o.sentence for o in outcomes],
+        asked=asked,
+        heard=heard,
+        decide=decide,
+        run=run,
+        controls=[_control(c, claim, word, pool, say) for c in claim.controls] if heard else [],
+        caveats=_caveats(claim, outcomes, say) if heard else [],
+    )
 
 
 def _each(check: Check, pool: Pool, say: Say) -> list[Outcome]:
@@ -159,10 +183,11 @@ def _interval(test: Test) -> str:
     return f"{test.effect:.3g}" + (f" [{test.interval[0]:.3g}, {test.interval[1]:.3g}]" if test.interval else "")
 
 
-def _decision(claim: Claim, outcomes: Sequence[Outcome], presets: Mapping[str, str], say: Say) -> str:
+def _decision(
+    claim: Claim, outcomes: Sequence[Outcome], presets: Mapping[str, str], say: Say
+) -> tuple[str, Sequence[str]]:
     needed = [o.seeds for o in outcomes if o.verdict == "undecided" and o.seeds]
-    runs = " && ".join(commands(claim.ask, claim.id, presets, max([5, *needed])))
-    return " ".join(filter(None, (claim.decide if claim.own else say(claim.decide), runs)))
+    return claim.decide if claim.own else say(claim.decide), commands(claim.ask, claim.id, presets, max([5, *needed]))
 
 
 def commands(asks: Sequence[Ask], name: str, presets: Mapping[str, str], seeds: int = 5) -> list[str]:
@@ -179,21 +204,26 @@ def commands(asks: Sequence[Ask], name: str, presets: Mapping[str, str], seeds: 
     return found
 
 
-def _caveats(claim: Claim, outcomes: Sequence[Outcome], pool: Pool, say: Say) -> list[str]:
+def _caveats(claim: Claim, outcomes: Sequence[Outcome], say: Say) -> list[str]:
     found = [c for o in outcomes if o.contrast for c in _of_runs(o.contrast, say)]
-    told = found + [_control(c, claim, pool, say) for c in claim.controls]
-    return list(dict.fromkeys(told + [c if claim.own else say(c) for c in claim.caveats]))
+    return list(dict.fromkeys(found + [c if claim.own else say(c) for c in claim.caveats]))
 
 
-def _control(control: Control, claim: Claim, pool: Pool, say: Say) -> str:
+def _control(control: Control, claim: Claim, word: Word, pool: Pool, say: Say) -> Beside:
+    """Where the claim is not supported there is no effect that could have vanished, and none is said to have."""
     found = outcome(control.check, pool, say)
     if found.contrast is None:
         number = claim.controls.index(control) + 1
-        runs = " && ".join(commands(control.ask, f"{claim.id}-control{number}", pool.presets))
-        untold = say("not controlled for. {why} {run}", why=found.sentence, run=runs)
-        return f"{say(control.about)}: {untold}"
-    ends = {"supported": control.holds, "refuted": control.fails, "undecided": "These runs do not tell."}
-    return f"{say(control.about)}: {found.sentence} {say(ends[found.verdict])}"
+        run = commands(control.ask, f"{claim.id}-control{number}", pool.presets)
+        return Beside(f"{say(control.about)}: {say('not controlled for. {why}', why=found.sentence)}", run)
+    told = f"{say(control.about)}: {found.sentence}"
+    if found.verdict == "undecided":
+        return Beside(f"{told} {say('These runs do not tell.')}")
+    if found.verdict == "supported":
+        return Beside(f"{told} {say(control.holds)}")
+    if word == "supported":
+        return Beside(f"{told} {say(control.fails)}")
+    return Beside(f"{told} {say('The claim itself is not supported: there is no effect that this could explain.')}")
 
 
 def _of_runs(contrast: Contrast, say: Say) -> list[str]:

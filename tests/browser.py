@@ -95,8 +95,9 @@ class Browser:
 
     def key(self, name: str) -> None:
         code = {"Escape": 27, "Tab": 9, "Enter": 13}[name]
-        for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+        typed = {"text": "\r"} if name == "Enter" else {}
+        for kind in ("keyDown" if typed else "rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **typed)
 
     def picture(self, path: Path, whole: bool = True) -> None:
         data = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

@@ -1,10 +1,10 @@
 """What tests of the report's sections ask of a section."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_analysis.blocks import Section, Table, Text, Value
+from results_analysis.blocks import Block, Fold, Section, Table, Text, Value
 from results_analysis.load import Sweep, load
 from tests.synthetic import Record, write
 
@@ -24,8 +24,16 @@ def by_first(t: Table) -> dict[Any, dict[str, Value]]:
     return {row[0]: dict(zip(t.columns, row, strict=True)) for row in t.rows}
 
 
+def flat(blocks: Sequence[Block]) -> Iterator[Block]:
+    """All blocks, those within folds after their fold."""
+    for b in blocks:
+        yield b
+        if isinstance(b, Fold):
+            yield from flat(b.blocks)
+
+
 def texts(section: Section, kind: str | None = None) -> Sequence[str]:
-    return [b.text for b in section.blocks if isinstance(b, Text) and kind in (None, b.kind)]
+    return [b.text for b in flat(section.blocks) if isinstance(b, Text) and kind in (None, b.kind)]
 
 
 def only(found: Iterable[str], part: str) -> str:

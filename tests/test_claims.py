@@ -16,12 +16,13 @@ from offrl_ray.errors import UsageError
 from offrl_ray.intervals import newcombe
 from results_analysis import verdicts
 from results_analysis.arms import Missing, Pool
-from results_analysis.blocks import Table, Text
+from results_analysis.blocks import Fold, Table, Text
 from results_analysis.claims import own, section
 from results_analysis.contrasts import KINDS
 from results_analysis.load import Sweep, load
 from results_analysis.verdicts import Outcome, commands, holm, judge, outcome, rule
 from results_analysis.words import speaker
+from tests.story import texts
 from tests.synthetic import Run, sweep, write
 
 SAY = speaker("en")
@@ -366,7 +367,7 @@ def test_every_value_must_hold_by_itself(made: Callable[..., Sweep]) -> None:
     assert verdict.effect == pytest.approx(0.0, abs=0.2)
     (few,) = judge([claim], Pool([made(plant, AXES | {MODE: ["last_5"]})]), SAY)
     assert (few.verdict, few.asked) == ("undecided", False)
-    assert 'only algo.q_grad_mode = "last_5", and it takes 3 values' in few.detail
+    assert 'only algo.q_grad_mode = "last_5", and it takes 3 values' in few.details[0]
 
 
 def test_null_sweeps_hardly_ever_support() -> None:
@@ -429,9 +430,10 @@ def test_all_checks_must_hold_and_the_one_that_does_not_is_shown(made: Callable[
     found = judge(claims, Pool([made(by_alpha(1.0))]), SAY)
     assert [v.verdict for v in found] == ["supported", "refuted", "undecided"]
     assert [v.asked for v in found] == [True, False, False]
+    assert [v.heard for v in found] == [True] * 3
     assert found[0].effect == pytest.approx(2.0, abs=0.3)
     assert found[2].effect is None
-    assert "not asked by these sweeps: no run with algo.lr = 3" in found[2].detail
+    assert "not asked by these sweeps: no run with algo.lr = 3" in found[2].details[1]
 
 
 GOOD: dict[str, Any] = {
@@ -452,9 +454,25 @@ def test_a_sweep_declares_claims_of_its_own(made: Callable[..., Sweep]) -> None:
     blocks = section([ours], SAY).blocks
     (table,) = (b for b in blocks if isinstance(b, Table))
     assert table.rows[0][:3] == ("mine", "Q {really} rises with alpha.", "supported")
-    assert "mine: {odd}" in [b.text for b in blocks if isinstance(b, Text)]
+    fold = next(b for b in blocks if isinstance(b, Fold))
+    assert (fold.title, fold.kind) == ("mine supported: Q {really} rises with alpha.", "good")
+    assert "{odd}" in [b.text for b in fold.blocks if isinstance(b, Text)]
     poor = section([made(by_alpha(1.0), claims=[GOOD], seeds=(0, 1))], SAY)
-    assert any("What would decide it: more {seeds}" in b.text for b in poor.blocks if isinstance(b, Text))
+    assert "What would decide it: more {seeds}" in texts(poor)
+
+
+def test_a_claim_of_their_own_that_no_run_answers_comes_last_and_says_why(made: Callable[..., Sweep]) -> None:
+    lost = {**GOOD, "id": "lost", "decide": "", "checks": [{**GOOD["checks"][0], "where": {ALPHA: 9.0}}]}
+    found = section([made(by_alpha(1.0), claims=[lost, GOOD])], SAY)
+    (table,) = (b for b in found.blocks if isinstance(b, Table))
+    first, last = (b for b in found.blocks if isinstance(b, Fold))
+    silent = [b.text.partition(": ")[0] for b in last.blocks if b.kind == "plain"]
+    assert first.title.startswith("mine supported")
+    assert last.title == f"{len(silent)} claims that these sweeps do not ask, and the runs that would"
+    assert [row[0] for row in table.rows] == ["mine", *silent]
+    assert last.blocks[0].text.startswith("lost: Q {really} rises with alpha. q_policy_mean_late: ")
+    assert "not asked by these sweeps: no run with" in last.blocks[0].text
+    assert sum(b.kind == "code" for b in last.blocks) == len(silent) - 1 > 3
 
 
 def broken(**changes: Any) -> list[dict[str, Any]]:
@@ -518,10 +536,11 @@ def test_a_setting_that_no_run_has_is_told(made: Callable[..., Sweep]) -> None:
 def test_undecided_claims_come_with_a_command(made: Callable[..., Sweep]) -> None:
     (verdict,) = judge([_finding("C2")], Pool([made(by_alpha(0.05, spread=0.1), preset="full")]), SAY)
     assert verdict.verdict == "undecided"
-    assert verdict.decide.startswith(
+    assert not verdict.decide
+    assert verdict.run[0].startswith(
         "python tune_configs/tune_cpql.py --preset full --name c2-cpql --set train.seeds=0,"
     )
-    assert "eval.every" not in verdict.decide
+    assert "eval.every" not in verdict.run[0]
     assert "eval.every=250" in commands(_finding("C2").ask, "C2", {})[0]
 
 

@@ -26,6 +26,7 @@ from results_analysis.load import Sweep, load
 from results_analysis.measures import CONFIGURED, MEASURES, measure
 from results_analysis.verdicts import commands, judge, outcome
 from tests.conftest import REPOSITORY
+from tests.story import flat
 from tests.synthetic import Run, sweep, write
 from tests.test_claims import noise
 from tests.toys import algorithm, generator, spec_of, steps
@@ -260,9 +261,10 @@ WORLDS: dict[str, tuple[World, World]] = {
 def test_what_would_decide_does_decide(tmp_path: Path, name: str, side: int, verdict: str) -> None:
     claim = BY_ID[name]
     (found,) = judge([claim], Pool(ran(tmp_path, claim.ask, WORLDS[name][side])), SAY)
-    assert found.verdict == verdict, found.detail
+    assert found.verdict == verdict, found.details
     assert found.asked
     assert not found.decide
+    assert not found.run
 
 
 @pytest.mark.parametrize(("name", "i"), CONTROLS)
@@ -291,15 +293,47 @@ def test_the_effect_that_vanishes_at_equal_weight_is_told(tmp_path: Path) -> Non
     claim = BY_ID["C3"]
     (found,) = judge([claim], Pool(ran(tmp_path, claim.ask, by_weight)), SAY)
     assert found.verdict == "supported"
-    assert any(c.startswith(claim.controls[0].about) and c.endswith(claim.controls[0].fails) for c in found.caveats)
+    control = claim.controls[0]
+    assert any(c.text.startswith(control.about) and c.text.endswith(control.fails) for c in found.controls)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_no_effect_is_said_to_vanish_where_there_was_none(tmp_path: Path, lang: words.Lang) -> None:
+    """Q is the same at every length of the chain, which weighs more all the same: refuted, raw and at equal weight."""
+
+    def alike(s: Settings) -> dict[str, Any]:
+        return {"q_policy_mean": 0.0, "grad_norm_q_policy": 4.0 ** chain(s), "grad_norm_flow": 1.0}
+
+    claim, say = BY_ID["C3"], words.speaker(lang)
+    (found,) = judge([claim], Pool(ran(tmp_path, claim.ask, alike)), say)
+    assert found.verdict == "refuted"
+    (told,) = (c.text for c in found.controls)
+    assert say(claim.controls[0].fails) not in told
+    assert told.endswith(say("The claim itself is not supported: there is no effect that this could explain."))
+
+
+def test_a_judged_claim_opens_into_lines_and_commands(tmp_path: Path) -> None:
+    claim = BY_ID["C3"]
+    found = section(ran(tmp_path, claim.ask, always(q_policy_mean=0.1)), SAY)
+    (table,) = (b for b in found.blocks if isinstance(b, claims.Table))
+    words = {row[0]: row[2] for row in table.rows}
+    folds = {b.title.split()[0]: b for b in found.blocks if isinstance(b, claims.Fold)}
+    one, other = folds["C3"], folds["C6"]
+    assert (one.title, one.kind) == (f"C3 refuted: {claim.text}", "bad")
+    assert sum(b.text.endswith(").") for b in one.blocks if b.kind == "plain") == len(claim.checks)
+    beside = [b.text for b in one.blocks if b.kind == "warning"]
+    assert all(any(t.startswith(c.about) for t in beside) for c in claim.controls)
+    assert any(b.kind == "code" and "--name c6-control" in b.text for b in other.blocks)
+    assert (words["C3"].kind, str(words["C3"])) == ("bad", "refuted")
+    assert list(words).index("C7") > max(list(words).index(k) for k in folds if k in words)
 
 
 def test_a_control_that_was_not_run_is_told_with_its_command(tmp_path: Path) -> None:
     claim = BY_ID["C6"]
     (found,) = judge([claim], Pool(ran(tmp_path, claim.ask, WORLDS["C6"][0])), SAY)
-    (bounded,) = (c for c in found.caveats if "cannot overestimate" in c)
-    assert "not controlled for" in bounded
-    assert "--set algo.bounded_critic=true" in bounded
+    (bounded,) = (c for c in found.controls if "cannot overestimate" in c.text)
+    assert "not controlled for" in bounded.text
+    assert "--set algo.bounded_critic=true" in bounded.run[0]
 
 
 def test_claims_about_other_variants_are_listed_and_not_judged(tmp_path: Path) -> None:
@@ -353,6 +387,8 @@ def test_the_section_speaks_chinese(tmp_path: Path) -> None:
     claim = BY_ID["Q4"]
     found = section(ran(tmp_path, claim.ask, WORLDS["Q4"][0]), words.speaker("zh"))
     table = next(b for b in found.blocks if isinstance(b, claims.Table))
-    heard = [found.title, table.caption, *table.columns, *(b.text for b in found.blocks if isinstance(b, claims.Text))]
+    plain = (b.text for b in flat(found.blocks) if isinstance(b, claims.Text) and b.kind != "code")
+    titles = (b.title for b in found.blocks if isinstance(b, claims.Fold))
+    heard = [found.title, table.caption, *table.columns, *plain, *titles]
     heard += [text for row in table.rows for text in row[1:3]]
     assert [t for t in heard if not any("\u4e00" <= c <= "\u9fff" for c in str(t)) and str(t)[0] not in "np"] == []

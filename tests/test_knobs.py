@@ -150,17 +150,17 @@ def test_noise_has_shares_but_no_small_p() -> None:
 def test_refused_below_thirty() -> None:
     found = importance(drawn(29, peak), SPACE)
     assert (found.shares, found.p) == ({}, {})
-    assert found.refused == "importance needs at least 30 points, but n = 29"
+    assert found.refused == "few points"
     assert importance(drawn(30, peak), SPACE).shares
     assert importance(drawn(30, peak), SPACE).top == 12
-    assert importance([], SPACE).refused.endswith("n = 0")
+    assert (importance([], SPACE).refused, importance([], SPACE).points) == ("few points", 0)
 
 
 def test_points_that_are_all_alike_have_no_importance() -> None:
     alike = [Point(p.point, [0.0, 0.0]) for p in drawn(40, peak)]
     found = importance(alike, SPACE)
     assert found.shares == {}
-    assert found.refused == "importance needs points of different value, but all 40 are equal"
+    assert found.refused == "equal values"
 
 
 def test_the_knob_that_makes_runs_diverge_is_seen() -> None:
@@ -216,7 +216,7 @@ def test_an_axis_that_is_inert_everywhere_has_no_share() -> None:
     assert found.inert == {"algo.mode": 60}
     nothing = importance([Point({}, p.values) for p in points], SPACE)
     assert nothing.shares == {}
-    assert nothing.refused == "no axis differs between the best 24 points and all 60"
+    assert nothing.refused == "no axis differs"
 
 
 # -- budget and coordinates

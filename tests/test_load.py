@@ -1,4 +1,5 @@
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,17 @@ def test_reports_and_evaluations_are_what_the_seeds_did(folder: Path) -> None:
     assert whole.eval_curve("success_once") == [(k, 1.0) for k in (200, 400, 600, 800, 1000)]
     assert whole.final is not None
     assert whole.final.mean("q_gap") == pytest.approx(0.05 - 0.1 * 0.99**50)
+
+
+def test_a_reason_is_told_once_whoever_else_tells_it(folder: Path) -> None:
+    why = "seed 2: q_bound: Q is 0.3, above 0.11 for 3 reports; no true Q exceeds 0.1"
+    trial = load(folder).trials[1]
+    assert trial.end
+    assert [replace(trial, end={**trial.end, "reason": told}).reason for told in (why, "", "all went well")] == [
+        why,
+        why,
+        f"all went well; {why}",
+    ]
 
 
 def test_a_compressed_copy_of_the_records_is_the_same_sweep(folder: Path) -> None:

@@ -12,6 +12,7 @@ from tests.synthetic import sweep, write
 from tests.test_report import AXES, EVIL, POINTS, blown
 
 PROGRAM = find()
+NAME = "<img src=x onerror=alert(1)>" + "x" * 150
 SEEDS = range(11)
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
 CELL = "document.querySelector('[data-cell=\"0/0002\"]')"
@@ -20,10 +21,10 @@ CARD = "document.getElementById('card')"
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of a sweep with stopped seeds, wide enough to overflow, whose name is an attack."""
+    """Of a sweep with stopped seeds, wide enough to overflow, whose folder's name is an attack."""
     wide = {"algo.q_grad_mode": [*AXES["algo.q_grad_mode"], *(f"a_mode_with_a_long_name_{k}" for k in range(8))]}
-    folder = tmp_path_factory.mktemp("report")
-    log = sweep(blown, AXES | wide, points=POINTS, reports=20, seeds=SEEDS, name=EVIL + "x" * 200)
+    folder = tmp_path_factory.mktemp("report") / NAME
+    log = sweep(blown, AXES | wide, points=POINTS, reports=20, seeds=SEEDS, name=EVIL)
     write(folder, iter([*log, {"kind": "note", "trial": "0002", "text": EVIL}]))
     found = {lang: folder / f"{lang}.html" for lang in ("en", "zh")}
     for lang, path in found.items():
@@ -109,7 +110,7 @@ def test_keys_alone_reach_a_cell_and_leave_it(browser: Browser, pages: Any) -> N
 
 def test_names_are_text_and_run_nothing(browser: Browser, pages: Any) -> None:
     browser.open(pages["en"], 1280)
-    assert "<script>alert(1)</script>" in browser.run("document.querySelector('h1').textContent")
+    assert NAME in browser.run("document.querySelector('h1').textContent")
     browser.run(f"{CELL}.click()")
     assert "<script>alert(1)</script>" in browser.run(f"{CARD}.textContent")
     assert browser.run(f"{CARD}.querySelectorAll('img, script').length") == 0
@@ -156,5 +157,28 @@ CONTRAST = """(() => {
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_has_the_contrast_that_wcag_aa_asks(browser: Browser, pages: Any, dark: bool) -> None:
     browser.open(pages["en"], 1280, dark=dark)
+    browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
     browser.run(f"{CELL}.click()")
     assert browser.run(CONTRAST) >= 4.5
+
+
+def test_folds_open_by_keys_and_are_open_on_paper(browser: Browser, pages: Any) -> None:
+    browser.open(pages["en"], 1280)
+    fold = "document.querySelector('details')"
+    count = "document.querySelectorAll('details[open]').length"
+    assert browser.run(count) == 0
+    browser.run(f"{fold}.querySelector('summary').focus()")
+    assert browser.run("document.activeElement.tagName") == "SUMMARY"
+    browser.key("Enter")
+    assert browser.run(count) == 1
+    browser.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.run(count) == browser.run("document.querySelectorAll('details').length") > 1
+    browser.run("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.run(count) == 1
+
+
+def test_pictures_are_never_cut(browser: Browser, pages: Any) -> None:
+    browser.open(pages["en"], 1280)
+    assert browser.run("[...document.querySelectorAll('figure .scroll')].every(b => b.scrollHeight <= b.clientHeight)")
+    assert browser.run("document.querySelectorAll('figure .scroll').length") > 4
+    assert browser.run("Math.max(...[...document.images].map(i => i.height))") > 400

@@ -16,7 +16,7 @@ import pytest
 
 from offrl_ray.records import FILE
 from results_analysis import curves, heatmaps, knobs_view
-from results_analysis.blocks import Figure, Raw, Section, Table, Text
+from results_analysis.blocks import Figure, Fold, Raw, Section, Table, Text, Word
 from results_analysis.files import csv_text, latex_text, shown
 from results_analysis.load import load
 from results_analysis.page import render
@@ -285,6 +285,7 @@ def strange(log: Iterator[Record], change: Callable[[Record], Record | None]) ->
     return (changed for r in log if (changed := change(r)) is not None)
 
 
+@pytest.mark.filterwarnings("error:constrained_layout not applied")  # a picture whose text leaves no room for it
 def test_foreign_text_is_inert_everywhere(tmp_path: Path) -> None:
     def change(r: Record) -> Record:
         if r["kind"] == "plan":
@@ -368,7 +369,7 @@ def knobs_of(folder: Path) -> dict[str, Any]:
     """Blocks of the section by name, and its texts."""
     blocks = knobs_view.section([load(folder)], EN).blocks
     texts = [b.text for b in blocks if isinstance(b, Text)]
-    return {b.name: b for b in blocks if isinstance(b, Figure)} | {"texts": " ".join(texts)}
+    return {b.name.removesuffix("_s"): b for b in blocks if isinstance(b, Figure)} | {"texts": " ".join(texts)}
 
 
 def test_knobs_count_a_stopped_seed_as_the_worst_and_say_so(tmp_path: Path) -> None:
@@ -407,11 +408,11 @@ def test_knobs_wait_for_a_point_that_ended(tmp_path: Path) -> None:
 
 
 def test_several_sweeps_on_one_page(folder: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "o", sweep(make, {"algo.alpha": [0.1]}, seeds=(0, 1), name="other"))
+    other = write(tmp_path / "o", sweep(make, {"algo.alpha": [0.1]}, seeds=(0, 1), name="toy"))
     assert main([str(folder), str(other), "--out", str(tmp_path / "both.html")]) == 0
     page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
     assert set(page.data) == {"0/0000", "0/0001", "0/0002", "1/0000"}
-    assert (tmp_path / "both_files" / "heatmap_other.csv").is_file()
+    assert (tmp_path / "both_files" / "heatmap_o.csv").is_file()
 
 
 def test_bad_folders_are_told_together_and_nothing_is_written(folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -437,7 +438,7 @@ def test_command_as_a_user_types_it(folder: Path) -> None:
     script = REPOSITORY / "results_analysis" / "report.py"
     done = subprocess.run([sys.executable, script, "."], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("wrote report.html and ")
-    assert "made part 8 of 8" in done.stderr
+    assert "made part 9 of 9" in done.stderr
     assert not list(folder.rglob(".*"))
     helped = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
     assert "--where lr=0.001" in helped
@@ -489,6 +490,33 @@ def test_latex_escapes_and_aligns() -> None:
 )
 def test_numbers_have_four_digits(value: float, text: str) -> None:
     assert shown(value) == text
+
+
+def test_a_fold_is_opened_by_its_title_and_its_tables_are_files() -> None:
+    fold = Fold("a <b> & c", [Text("run --this", "code"), TABLE, Fold("inner", [Text("x")])], "bad")
+    html, files = render("T", [Section("k", "K", [fold, Text("more", to="k")])], "f", "en", EN)
+    page = Page(html)
+    assert [a["class"] for a in page.all("details")] == ["bad", "plain"]
+    assert len(page.all("summary")) == 2
+    assert {"a <b> & c", "run --this", "inner"} <= set(page.texts)
+    assert page.all("pre") == [{"tabindex": "0"}]
+    assert sorted(files) == ["x_y.csv", "x_y.tex"]
+    assert [a["href"] for a in page.all("a")].count("#k") == 2
+
+
+def test_a_coloured_word_is_a_plain_one_in_the_files() -> None:
+    table = Table("t", "c", ["verdict"], [[Word("refuted", "bad")]])
+    html, files = render("T", [Section("k", "K", [table])], "f", "en", EN)
+    assert {"class": "bad"} in Page(html).all("strong")
+    assert files["t.csv"] == b"verdict\nrefuted\n"
+    assert b"\\begin{tabular}{l}" in files["t.tex"]
+    assert b"\nrefuted \\\\" in files["t.tex"]
+
+
+@pytest.mark.parametrize(("rows", "box"), [(40, "scroll"), (41, "scroll long")])
+def test_only_a_long_table_scrolls(rows: int, box: str) -> None:
+    html, _ = render("T", [Section("k", "K", [Table("t", "c", ["n"], [[i] for i in range(rows)])])], "f", "en", EN)
+    assert [a["class"] for a in Page(html).all("div")] == [box]
 
 
 def test_files_of_the_same_name_do_not_replace_each_other() -> None:

@@ -9,13 +9,13 @@ from string import Formatter
 
 import pytest
 
-from results_analysis import advice, confirmation, diagnosis, header, q_traps, q_truth
+from results_analysis import advice, answer, confirmation, diagnosis, header, q_traps, q_truth
 from results_analysis.blocks import Block, Figure, Table, Text
 from results_analysis.words import Lang, speaker
 from tests.story import read
 from tests.synthetic import Record, Run, sweep
 
-MODULES = (header, q_truth, q_traps, diagnosis, confirmation)
+MODULES = (answer, header, q_truth, q_traps, diagnosis, confirmation)
 CHINESE = json.loads((Path(header.__file__).parent / "zh" / "story.json").read_text(encoding="utf-8"))
 TABLES = {
     *header.STATES,

@@ -8,7 +8,7 @@ import pytest
 
 from offrl_ray.data.hdf5 import TrajectoryFile
 from offrl_ray.records import FILE
-from results_analysis.header import section
+from results_analysis.header import cost, section
 from results_analysis.load import Sweep
 from results_analysis.words import speaker
 from tests.story import by_first, only, read, table, texts
@@ -175,7 +175,7 @@ def test_a_point_that_failed_saved_nothing(tmp_path: Path) -> None:
     for r in records:
         if r["kind"] == "end" and r["trial"] == "0001":
             r |= {"status": "failed", "failure": "code", "reason": "x", "step": 300}
-    assert facts(read(tmp_path, records))["updates saved by stops (over all seeds)"] == 0
+    assert cost(read(tmp_path, records)).saved_updates == 0
 
 
 def test_the_best_of_five_noisy_evaluations(tmp_path: Path) -> None:
@@ -200,3 +200,15 @@ def test_sweeps_stand_side_by_side(tmp_path: Path) -> None:
     found = section(both, SAY)
     assert table(found, "header").columns == ["fact", "one", "two"]
     assert [row[0] for row in table(found, "data").rows] == ["one", "two"]
+
+
+def test_counts_of_nothing_are_not_listed(tmp_path: Path) -> None:
+    def half(point: Record, seed: int) -> Run:
+        return Run(0.5, stopped=0.5 if point["algo.alpha"] else None)
+
+    whole, lost = read(tmp_path, log(), "whole"), read(tmp_path, list(sweep(half, AXES, seeds=(0, 1, 2))), "lost")
+    alone = {row[0] for row in table(section([whole], SAY), "header").rows}
+    assert "points completed" in alone
+    assert not alone & {"points diverged", "points failed", "updates lost to faults (over all seeds)"}
+    both = by_first(table(section([whole, lost], SAY), "header"))
+    assert both["points diverged"] == {"fact": "points diverged", "whole": 0, "lost": 2}

@@ -26,7 +26,7 @@ assert len(TRAP_PARTS) == len(TRAPS)
 
 
 def by_point(s: Sweep) -> dict[str, dict[str, Any]]:
-    return by_first(table(section([s], SAY), f"q-truth-{s.name}"))
+    return by_first(table(section([s], SAY), f"q-truth-{s.label}"))
 
 
 def planted(q: Callable[[float, int], float | None], success: float = 1.0, **run: Any) -> Callable[[Record, int], Run]:

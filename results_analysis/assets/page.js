@@ -144,4 +144,12 @@
       sort(head.closest("table"), head.cellIndex, direction);
     });
   }
+
+  // What is folded is open on paper.
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const fold of opened) fold.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const fold of opened) fold.open = false; });
 })();

@@ -1,8 +1,9 @@
 """What all pictures share: fonts, foreign text taken literally, axes whose numbers need no formulas, PNG bytes."""
 
+import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -31,10 +32,17 @@ style = matplotlib.rc_context(
 """Decorates every function that draws: a dollar sign in a name is a dollar sign."""
 
 
+@contextlib.contextmanager
+def boxes() -> Iterator[None]:
+    """Signs that no font has are drawn as boxes, and nothing is said of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
 def png(figure: Figure) -> bytes:
     out = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box
+    with boxes():
         FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
     return out.getvalue()
 
@@ -63,6 +71,14 @@ def scale(axes: Axes, values: Sequence[float], which: str = "y") -> None:
 def threshold(sizes: Sequence[float]) -> float:
     """Below it a symmetric logarithmic scale is linear; at most three decades are logarithmic."""
     return max(min(sizes), max(sizes) / 1e3)
+
+
+def brief(text: str, most: int = 40) -> str:
+    """At most so many characters: of a longer text its beginning and its end, which tell names apart."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (most - head - 1) :]}"
 
 
 def look(i: int, n: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from results_analysis.plots.base import COLOURS, DECADES, png, style, threshold
+from results_analysis.plots.base import COLOURS, DECADES, brief, png, style, threshold
 
 GREY = (0.87, 0.87, 0.87, 1.0)
 PIXELS = 6e6  # of a picture, at most
@@ -53,7 +53,8 @@ class Ticks(NamedTuple):
 @style
 def heatmap(title: str, caption: str, rows: Ticks, columns: Ticks, panels: Sequence[Panel]) -> bytes:
     """The panels as PNG, as many beside each other as fit."""
-    columns = Ticks(columns.name, [textwrap.fill(label, 24) for label in columns.labels])
+    columns = Ticks(columns.name, [textwrap.fill(brief(label, 72), 24) for label in columns.labels])
+    rows = Ticks(rows.name, [textwrap.fill(brief(label, 72), 24) for label in rows.labels])
     panel_width = _tile_width(columns, panels) * len(columns.labels) + 0.8
     across = min(len(panels), max(1, int(WIDTH / panel_width)))
     down = math.ceil(len(panels) / across)
@@ -98,7 +99,9 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, rows: Ticks, columns: Ticks,
     for tile in panel.tiles:
         colour = COLOURS(norm(tile.value)) if tile.value in values else GREY
         _draw_tile(axes, tile, colour, dense)
-    axes.set(xlim=(0, len(columns.labels)), ylim=(len(rows.labels), 0), xlabel=columns.name, ylabel=rows.name)
+    axes.set(
+        xlim=(0, len(columns.labels)), ylim=(len(rows.labels), 0), xlabel=brief(columns.name), ylabel=brief(rows.name)
+    )
     axes.set_xticks([i + 0.5 for i in range(len(columns.labels))], columns.labels)
     axes.set_yticks([i + 0.5 for i in range(len(rows.labels))], rows.labels)
     axes.tick_params(length=0, labelsize=9)

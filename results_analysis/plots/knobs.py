@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from results_analysis.plots.base import COLOURS, clean, png, style
+from results_analysis.plots.base import COLOURS, brief, clean, png, style
 
 ACROSS = 3
 DARK, LIGHT = COLOURS(0.1), COLOURS(0.62)
@@ -44,9 +44,12 @@ def sensitivity(axes: Sequence[Sense], y: str) -> bytes:
             at.errorbar(xs, means, (below, above), fmt=mark, color=colour, label=name, markersize=4, capsize=2)
         steep = max(map(len, sense.levels)) * len(sense.levels) > 36
         at.set_xticks(
-            range(len(sense.levels)), sense.levels, rotation=40 if steep else 0, ha="right" if steep else "center"
+            range(len(sense.levels)),
+            [brief(v, 20) for v in sense.levels],
+            rotation=40 if steep else 0,
+            ha="right" if steep else "center",
         )
-        at.set_xlabel(sense.axis)
+        at.set_xlabel(brief(sense.axis))
     for at in grid[len(axes) :]:
         at.set_axis_off()
     figure.supylabel(y, fontsize=9)
@@ -60,8 +63,9 @@ def bars(names: Sequence[str], shares: Sequence[float], notes: Sequence[str], x:
     figure = Figure((6.5, 0.34 * len(names) + 0.8), layout="constrained")
     at = figure.subplots()
     clean(at)
-    found = at.barh(names, shares, color=DARK, height=0.6)
+    found = at.barh(range(len(names)), shares, color=DARK, height=0.6)
     at.bar_label(found, notes, padding=4, fontsize=8)
+    at.set_yticks(range(len(names)), list(map(brief, names)))
     at.invert_yaxis()
     at.set(xlim=(0, 1.25 * max(shares)), xlabel=x)
     return png(figure)
@@ -96,9 +100,9 @@ def parallel(
         at.plot(range(len(ys)), ys, color=COLOURS(norm(v)), linewidth=1.1, alpha=0.8, marker="o", markersize=2.5)
     for i, (_, low, high) in enumerate(axes):
         at.axvline(i, color="0.6", linewidth=0.8, zorder=0)
-        at.annotate(low, (i, 0), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=8)
-        at.annotate(high, (i, 1), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8)
-    at.set_xticks(range(len(axes)), [name for name, _, _ in axes])
+        at.annotate(brief(low, 20), (i, 0), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=8)
+        at.annotate(brief(high, 20), (i, 1), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8)
+    at.set_xticks(range(len(axes)), [brief(name, 20) for name, _, _ in axes])
     at.tick_params(length=0, pad=14)
     at.set(ylim=(-0.02, 1.02), yticks=[])
     at.spines[:].set_visible(False)
