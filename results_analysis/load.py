@@ -1,5 +1,6 @@
 """A sweep folder's records as trials and seeds."""
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -187,12 +188,11 @@ class _Run:
         self.evals: dict[int, Evaluation] = {}
 
     def report(self, step: int, metrics: Mapping[str, Any]) -> None:
-        for name in metrics.keys() - self.names.keys():
-            self.names[name] = len(self.names)
-        row = np.full(len(self.names), np.nan)
-        for name, value in metrics.items():
-            row[self.names[name]] = float(value)
-        self.reports[step] = row
+        if tuple(metrics) != tuple(self.names):  # most often they are the same as before
+            for name in metrics:
+                self.names.setdefault(name, len(self.names))
+            metrics = {name: metrics.get(name, math.nan) for name in self.names}
+        self.reports[step] = np.fromiter(map(float, metrics.values()), float, len(metrics))
 
     def curves(self) -> Curves:
         steps = sorted(self.reports)

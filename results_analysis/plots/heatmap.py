@@ -16,9 +16,9 @@ from results_analysis.plots.base import COLOURS, DECADES, brief, png, style, thr
 
 GREY = (0.87, 0.87, 0.87, 1.0)
 PIXELS = 6e6  # of a picture, at most
-FEWER = "\nToo many cells to write their intervals and n here."
+FEWER = "\nToo many cells to write their numbers here; the table has them."
 LINE = 11.5  # points from line to line
-DENSE = 60  # tiles of a panel; more show their numbers alone: text is slow
+DENSE = 60  # tiles of a panel; more are coloured and marked alone: text is slow
 WIDTH = 10.0  # inches for panels beside each other
 HATCHES = {
     **{"diverged": "xxx", "partly diverged": "xx", "failed": "---", "pruned": "..."},
@@ -122,10 +122,12 @@ def _draw_tile(axes: Axes, tile: Tile, colour: Colour, dense: bool) -> None:
     if tile.mark:
         patch.set(hatch=HATCHES[tile.mark], hatchcolor=(1, 1, 1, 0.35) if dark else (0, 0, 0, 0.22))
     patch.set_in_layout(False)
+    if dense:
+        return
     middle = corner[0] + width / 2, corner[1] + height / 2
     head, rest = tile.lines[0], "\n".join(tile.lines[1:])
     parts = [(head, LINE * (len(tile.lines) - 1) / 2, 10), (rest, -LINE / 2, 8)]
-    for part, points, size in [(head, 0, 8)] if dense else parts:
+    for part, points, size in parts:
         text = axes.annotate(part, middle, (0, points), textcoords="offset points", ha="center", va="center")
         text.set(fontsize=size, fontweight="bold" if size == 10 else "normal", color="white" if dark else "black")
         text.set(linespacing=1.3, annotation_clip=False, in_layout=False)  # layout would ask for thousands of extents
