@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from results_analysis.blocks import Block, Section, Text
+from results_analysis.blocks import Block, Section, Table, Text, Value
 from results_analysis.claims import Judged
 from results_analysis.confirmation import Objective, Values, command, in_words, lead, objective, ranked, values
 from results_analysis.grid import point_text
@@ -14,9 +14,30 @@ from results_analysis.words import Say
 
 def section(sweeps: Sequence[Sweep], found: Judged, say: Say) -> Section:
     blocks: list[Block] = [b for s in sweeps for b in (*_best(s, say), *_lost(s, say))]
+    blocks += _beside(sweeps, say)
     what = "Claims: {supported} supported, {refuted} refuted, {undecided} undecided."
     counts = {w: found.count(w) for w in ("supported", "refuted", "undecided")}
     return Section("answer", say("In short"), [*blocks, Text(say(what, **counts), to="claims")])
+
+
+def _beside(sweeps: Sequence[Sweep], say: Say) -> Iterator[Table]:
+    """The winners of several sweeps, of each objective the best first."""
+    if len(sweeps) < 2:
+        return
+    rows: list[tuple[tuple[str, float], list[Value]]] = []
+    for sweep in sweeps:
+        aim = objective(sweep)
+        for best, v in ranked(sweep, aim)[:1]:
+            if v.estimate:
+                place = (aim.metric, -v.estimate.mean if aim.mode == "max" else v.estimate.mean)
+                rows.append((place, [sweep.label, best.variant, point_text(best), aim.metric, v.estimate]))
+    caption = (
+        "The best point of each sweep; chosen after the fact, and comparable where data and episodes are the same."
+    )
+    columns = ("sweep", "variant", "point", "objective", "value")
+    yield Table(
+        "winners", say(caption), [say(c) for c in columns], [row for _, row in sorted(rows, key=lambda r: r[0])]
+    )
 
 
 def _best(sweep: Sweep, say: Say) -> Iterator[Text]:

@@ -125,7 +125,9 @@ def _table(shown: Sequence[Verdict], say: Say) -> Table:
         )
         for v in shown
     ]
-    caption = say("Claims, with the effect of the check that decided or failed to; p is of no effect at all.")
+    caption = say(
+        "Claims, with the effect of the check that decided or failed to; p, of no effect, is the largest of its checks."
+    )
     return Table("claims", caption, [say(c) for c in COLUMNS], rows)
 
 

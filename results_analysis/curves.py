@@ -17,7 +17,7 @@ from results_analysis.stats import mean_over_seeds, rate_over_seeds
 from results_analysis.tiles import native, unit_text
 from results_analysis.words import Say
 
-LINES = 24  # of a figure
+LINES = 12  # of a figure
 POINTS = 60  # of a line
 
 

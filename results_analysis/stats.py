@@ -234,11 +234,11 @@ def minimal_detectable(effect: float, sd: float, threshold: float = 0.0) -> int 
 def trend(rows: Mapping[int, Sequence[float]], x: Sequence[float]) -> Test:
     """Whether values rise (+1) or fall (-1) with the level: Spearman's rho with x per seed, averaged over seeds.
 
-    rows {seed: one value at each level}, x the levels. A seed whose values are all equal has rho 0. The interval is
-    Student's t over seeds, clipped to [-1, 1] (Fisher's z is infinite where rho is 1, as it often is with few levels);
-    p is of Page's L test, the smaller side doubled. Where p exceeds 5 % the interval is widened to hold 0: seeds that
-    agree by luck would leave it no width. nan for fewer than three levels, or a value that is nan. Raises ValueError
-    for a row of another length than x, and for equal levels.
+    rows {seed: one value at each level}, x the levels. A seed whose values are all equal has rho 0; where all seeds are
+    such, there is no interval. It is Student's t over seeds, clipped to [-1, 1] (Fisher's z is infinite where rho is 1,
+    as it often is with few levels); p is of Page's L test, the smaller side doubled. Where p exceeds 5 % the interval
+    is widened to hold 0: seeds that agree by luck would leave it no width. nan for fewer than three levels, or a value
+    that is. Raises ValueError for a row of another length than x, and for equal levels.
     """
     if len(set(x)) < len(x) or any(len(r) != len(x) for r in rows.values()):
         raise ValueError(f"every seed needs one value at each of the different levels {list(x)}")
@@ -253,7 +253,8 @@ def trend(rows: Mapping[int, Sequence[float]], x: Sequence[float]) -> Test:
     up = stats.rankdata(x).astype(int)
     sides = [stats.page_trend_test(ranks, ranked=True, predicted_ranks=r) for r in (up, len(x) + 1 - up)]
     p = min(1.0, 2 * min(float(s.pvalue) for s in sides))
-    wide = hull(interval, (0.0, 0.0)) if p > 1 - LEVEL else interval
+    flat = (ranks == ranks[:, :1]).all()
+    wide = None if flat else hull(interval, (0.0, 0.0)) if p > 1 - LEVEL else interval
     return Test(fmean(rhos), wide, p, n, f"{method} ({sides[0].method})")
 
 

@@ -187,7 +187,21 @@ def _decision(
     claim: Claim, outcomes: Sequence[Outcome], presets: Mapping[str, str], say: Say
 ) -> tuple[str, Sequence[str]]:
     needed = [o.seeds for o in outcomes if o.verdict == "undecided" and o.seeds]
-    return claim.decide if claim.own else say(claim.decide), commands(claim.ask, claim.id, presets, max([5, *needed]))
+    asks = [_with_levels(ask, outcomes) for ask in claim.ask]
+    return claim.decide if claim.own else say(claim.decide), commands(asks, claim.id, presets, max([5, *needed]))
+
+
+def _with_levels(ask: Ask, outcomes: Sequence[Outcome]) -> Ask:
+    """What these runs have left open is open at their levels: a run that is to decide it has these, too."""
+    settings = dict(ask.settings)
+    for o in outcomes:
+        key = o.check.over
+        asked = settings.get(key, "").split(",")
+        if o.contrast and len(asked) > 1:
+            seen = [r.settings.get(key) for arm in o.contrast.arms for r in arm if key not in r.inert]
+            levels = {*map(float, asked), *(float(v) for v in seen if isinstance(v, int | float))}
+            settings[key] = ",".join(f"{v:g}" for v in sorted(levels))
+    return ask._replace(settings=settings)
 
 
 def commands(asks: Sequence[Ask], name: str, presets: Mapping[str, str], seeds: int = 5) -> list[str]:

@@ -19,6 +19,7 @@ from results_analysis.arms import Missing, Pool
 from results_analysis.blocks import Fold, Table, Text
 from results_analysis.claims import own, section
 from results_analysis.contrasts import KINDS
+from results_analysis.findings import FINDINGS
 from results_analysis.load import Sweep, load
 from results_analysis.verdicts import Outcome, commands, holm, judge, outcome, rule
 from results_analysis.words import speaker
@@ -594,3 +595,15 @@ def test_p_of_no_effect_means_nothing_to_a_claim_of_no_effect(made: Callable[...
     same, differs = judge(claims, Pool([made(by_alpha(0.1, spread=0.01))]), SAY)
     assert (same.p, same.holm) == (None, None)
     assert differs.p is not None
+
+
+def test_the_run_that_would_decide_has_the_levels_that_left_it_open(made: Callable[..., Sweep]) -> None:
+    def noisy(point: dict[str, Any], seed: int) -> Run:
+        return Run(0.5 + 0.1 * noise(seed, *point.values()))
+
+    plain = {"q_norm": "none", "bounded_critic": False}
+    swept = made(noisy, {ALPHA: [0, 0.01, 0.2, 5], MODE: ["last_5", "whole_grad"]}, seeds=(0, 1, 2), algo=plain)
+    claims = {v.claim.id: v for v in judge(FINDINGS, Pool([swept]), SAY)}
+    assert claims["C6"].verdict == claims["C8"].verdict == "undecided"
+    assert all("--set algo.alpha=0,0.01,0.05,0.2,5" in run for run in claims["C6"].run)
+    assert not any("0.2,5" in run for run in claims["C8"].run)

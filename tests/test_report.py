@@ -239,11 +239,11 @@ def test_too_many_lines_leave_the_best_the_worst_and_the_stopped(tmp_path: Path)
     )
     found, note = curves.chosen(log.trials, "success_once", EN)
     values = [t.point["algo.alpha"] for t in found]
-    assert len(values) == 8 + 8 + 1
+    assert len(values) == 4 + 4 + 1
     assert values[0] == 0.0
     assert values[-1] == 1.0
     assert 0.5 in values
-    assert "of 51 points these are the 8 best and the 8 worst by success_once, and 1 of the 1" in note
+    assert "of 51 points these are the 4 best and the 4 worst by success_once, and 1 of the 1" in note
 
 
 def cube(values: int, tmp_path: Path, **more: Any) -> Path:

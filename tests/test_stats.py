@@ -287,6 +287,12 @@ def test_no_trend_to_speak_of() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_of_values_that_are_all_equal_no_trend_is_known() -> None:
+    found = stats.trend({seed: [0.0, 0.0, 0.0] for seed in range(5)}, [1, 2, 3])
+    assert (found.effect, found.interval, found.p) == (0.0, None, 1.0)
+    assert stats.trend({0: [0.0, 0.0, 0.0], 1: [0.0, 1.0, 2.0]}, [1, 2, 3]).interval is not None
+
+
 def test_slope_is_the_median_of_all_slopes() -> None:
     curve = [(0.0, 0.0), (1.0, 1.0), (2.0, 90.0), (4.0, 4.5), (8.0, 7.0)]
     slopes = [(y - v) / (x - u) for (u, v), (x, y) in itertools.combinations(curve, 2)]
