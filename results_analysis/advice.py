@@ -6,7 +6,8 @@ minimum over more critics (SAC-N, An et al., NeurIPS 2021). Adam moves log tempe
 steady ramp is the optimiser's limit and its target is never met: hold the temperature instead.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -152,12 +153,22 @@ def changes(rule: str, config: Mapping[str, Any], bound: float | None) -> Iterat
 
     `bound`: the largest absolute value of a true Q, if it is known.
     """
-    for t in RULES[rule].tries if rule in RULES else ():
+    yield from taken(RULES[rule].tries if rule in RULES else (), config, bound)
+
+
+def taken(tries: Iterable[Try], config: Mapping[str, Any], bound: float | None) -> Iterator[tuple[str, Any, Any]]:
+    """`changes` of these: those that the config has and that change something."""
+    for t in tries:
         known, now = value_of(config, t.key)
         if known and (t.when is None or value_of(config, t.when[0]) == (True, t.when[1])):
             new = _changed(t, now, bound)
             if new is not None and new != now:
                 yield t.key, now, new
+
+
+def as_set(value: object) -> str:
+    """As --set takes it."""
+    return "none" if value is None else json.dumps(value).strip('"')
 
 
 def _changed(t: Try, now: Any, bound: float | None) -> Any:

@@ -4,7 +4,6 @@ One finding is one rule or failure in one seed or trial; findings of one kind ar
 bad region has hundreds of the same.
 """
 
-import json
 import math
 import re
 import shlex
@@ -13,12 +12,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from results_analysis.advice import FAILURES, RULES, Q, changes
+from results_analysis import behind
+from results_analysis.advice import FAILURES, RULES, Q, as_set, changes
 from results_analysis.blocks import Block, Section, Table, Text, Value
 from results_analysis.grid import point_text
 from results_analysis.header import shortened
 from results_analysis.load import Curves, Seed, Sweep, Trial
-from results_analysis.q_traps import bound
+from results_analysis.q_traps import bound, largest
 from results_analysis.words import Say
 
 FULL = 20  # points that are told in full
@@ -48,17 +48,29 @@ class Finding(NamedTuple):
 
 
 def section(sweeps: Sequence[Sweep], say: Say) -> Section:
-    told = [(s, [f for t in s.trials for f in findings(t)]) for s in sweeps]
     blocks: list[Block] = []
-    for sweep, found in told:
-        if found:
-            groups = grouped(found)
-            blocks += [_told(sweep, g, say) for g in groups]
-            blocks += [*_evidence(sweep.label, found, say), *_advice(sweep, groups, say)]
-        else:
-            what = "{sweep}: no point failed, diverged or was pruned, and no rule left a note."
-            blocks.append(Text(say(what, sweep=sweep.label), "good"))
+    for sweep in sweeps:
+        compared = behind.find(sweep)
+        well = compared.well if compared else set()
+        blocks += [*behind.blocks(sweep, compared, say), *_fired(sweep, well, say)]
     return Section("diagnosis", say("What went wrong, and what to try"), blocks)
+
+
+def _fired(sweep: Sweep, well: set[str], say: Say) -> Iterator[Block]:
+    """What ended trials, and what rules noted; of the points that do `well` nothing is advised against a note."""
+    everything = [f for t in sweep.trials for f in findings(t)]
+    if not everything:
+        what = "{sweep}: no point failed, diverged or was pruned, and no rule left a note."
+        yield Text(say(what, sweep=sweep.label))
+    quiet = [f for f in everything if f.kind == "note" and f.trial.name in well]
+    found = [f for f in everything if f not in quiet]
+    groups = grouped(found)
+    yield from (_told(sweep, g, say) for g in groups)
+    yield from _evidence(sweep.label, found, say)
+    yield from _advice(sweep, groups, say)
+    if quiet:
+        rules = "; ".join(f"{g[0].rule}: {_names(g)}" for g in grouped(quiet))
+        yield Text(say("{sweep}: notes of points that do well: {rules}", sweep=sweep.label, rules=rules))
 
 
 def findings(trial: Trial) -> Iterator[Finding]:
@@ -88,8 +100,12 @@ def grouped(found: Sequence[Finding]) -> list[list[Finding]]:
     return sorted(groups.values(), key=lambda g: (kinds.index(g[0].kind), -len(g)))
 
 
+def _names(group: Sequence[Finding]) -> str:
+    return shortened(list(dict.fromkeys(point_text(f.trial) for f in group)), FULL)
+
+
 def _told(sweep: Sweep, group: Sequence[Finding], say: Say) -> Text:
-    first, names = group[0], list(dict.fromkeys(point_text(f.trial) for f in group))
+    first = group[0]
     seeds = {(f.trial.name, f.seed.seed) for f in group if f.seed}
     places = {"n": len({f.trial.name for f in group}), "total": len(sweep.trials)}
     places |= {"seeds": len(seeds), "of": sum(len(t.seeds) for t in sweep.trials)}
@@ -97,8 +113,9 @@ def _told(sweep: Sweep, group: Sequence[Finding], say: Say) -> Text:
     if steps := sorted({f.step for f in group if f.step is not None}):
         span = ", at steps {first} to {last}" if len(steps) > 1 else ", at step {first}"
         when = say(span, first=steps[0], last=steps[-1])
-    example = {"point": names[0], "seed": say(", seed {seed}", seed=first.seed.seed) if first.seed else ""}
-    example |= {"what": what, "when": when, "names": shortened(names, FULL), "reason": first.reason[:LONGEST]}
+    example = {"point": point_text(first.trial)}
+    example |= {"seed": say(", seed {seed}", seed=first.seed.seed) if first.seed else ""}
+    example |= {"what": what, "when": when, "names": _names(group), "reason": first.reason[:LONGEST]}
     told = say("{what}{when}: {names}. For example {point}{seed}: {reason}", **example)
     return Text(told, MOODS.get(first.kind, "plain"))
 
@@ -155,8 +172,10 @@ def _advice(sweep: Sweep, groups: Sequence[Sequence[Finding]], say: Say) -> Iter
             yield Text(f"{g[0].rule}: {say(RULES[g[0].rule].meaning)}")
             for variant in sorted({f.trial.variant for f in g}):
                 first = next(f for f in g if f.trial.variant == variant)
-                tries = changes(first.rule, first.trial.config, _largest(first))
-                rows += [[first.rule, variant, key, _json(now), _json(new)] for key, now, new in tries]
+                tries = changes(
+                    first.rule, first.trial.config, largest(first.trial, first.seed) if first.seed else None
+                )
+                rows += [[first.rule, variant, key, as_set(now), as_set(new)] for key, now, new in tries]
         elif g[0].rule in FAILURES and any(f.kind == "failed" or f.trial.end is None for f in g):
             yield Text(f"{g[0].rule}: {say(FAILURES[g[0].rule], **_commands(sweep, g[0].rule, say))}")
     if rows:
@@ -173,16 +192,3 @@ def _commands(sweep: Sweep, failure: str, say: Say) -> dict[str, str]:
     folder = shlex.quote(str(sweep.folder))
     retry = say("Then: {command}", command=f"offrl-ray retry {folder} --failed --reason {failure}")
     return {"retry": retry, "resume": say("Then: {command}", command=f"offrl-ray resume {folder}"), "folder": folder}
-
-
-def _largest(f: Finding) -> float | None:
-    """The largest absolute value of a true Q. None where it is not known, and of a soft Q, which has no least value."""
-    b = f.seed and bound(f.seed)
-    if not b or f.trial.config["algo"].get("backup_entropy") or not math.isfinite(b.high):
-        return None
-    return max(abs(b.low), abs(b.high))
-
-
-def _json(value: object) -> str:
-    """As --set takes it."""
-    return "none" if value is None else json.dumps(value).strip('"')

@@ -23,6 +23,14 @@ def bound(seed: Seed) -> Bound | None:
     return None if low is None or high is None else Bound(low, high)
 
 
+def largest(trial: Trial, seed: Seed) -> float | None:
+    """The largest absolute value of a true Q. None where it is not known, and of a soft Q, which has no least value."""
+    b = bound(seed)
+    if not b or trial.config["algo"].get("backup_entropy") or not math.isfinite(b.high):
+        return None
+    return max(abs(b.low), abs(b.high))
+
+
 def _algo(key: str) -> Callable[[Trial], Any]:
     return lambda t: t.config["algo"].get(key)
 

@@ -9,13 +9,13 @@ from string import Formatter
 
 import pytest
 
-from results_analysis import advice, answer, confirmation, diagnosis, header, q_traps, q_truth
+from results_analysis import advice, answer, behind, confirmation, diagnosis, header, q_traps, q_truth, signs
 from results_analysis.blocks import Block, Figure, Table, Text
 from results_analysis.words import Lang, speaker
 from tests.story import read
 from tests.synthetic import Record, Run, sweep
 
-MODULES = (answer, header, q_truth, q_traps, diagnosis, confirmation)
+MODULES = (answer, header, q_truth, q_traps, diagnosis, behind, confirmation)
 CHINESE = json.loads((Path(header.__file__).parent / "zh" / "story.json").read_text(encoding="utf-8"))
 TABLES = {
     *header.STATES,
@@ -24,6 +24,7 @@ TABLES = {
     *advice.FAILURES.values(),
     *(t.text for t in q_traps.TRAPS),
     *(r.meaning for r in advice.RULES.values()),
+    *(text for s in signs.SIGNS.values() for text in (s.meaning, s.numbers)),
     *("unfinished", "training", "evaluation"),
     *("growing", "shrinking", "undecided", "one seed: undecided", "not finite"),
 }
