@@ -31,13 +31,10 @@ def _beside(sweeps: Sequence[Sweep], say: Say) -> Iterator[Table]:
             if v.estimate:
                 place = (aim.metric, -v.estimate.mean if aim.mode == "max" else v.estimate.mean)
                 rows.append((place, [sweep.label, best.variant, point_text(best), aim.metric, v.estimate]))
-    caption = (
-        "The best point of each sweep; chosen after the fact, and comparable where data and episodes are the same."
-    )
-    columns = ("sweep", "variant", "point", "objective", "value")
-    yield Table(
-        "winners", say(caption), [say(c) for c in columns], [row for _, row in sorted(rows, key=lambda r: r[0])]
-    )
+    what = "The best point of each sweep; chosen after the fact, and comparable where data and episodes are the same."
+    columns = ["sweep", "variant", "point", "objective", "value"]
+    ordered = [row for _, row in sorted(rows, key=lambda r: r[0])]
+    yield Table("winners", say(what), [say(c) for c in columns], ordered)
 
 
 def _best(sweep: Sweep, say: Say) -> Iterator[Text]:

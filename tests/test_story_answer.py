@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from results_analysis.answer import section
-from results_analysis.blocks import Text
+from results_analysis.blocks import Table, Text
 from results_analysis.claims import judged
 from results_analysis.load import Sweep, load
 from results_analysis.words import Lang, speaker
@@ -90,3 +90,13 @@ def test_no_winner_without_a_value(tmp_path: Path) -> None:
 def test_it_speaks_chinese_all_through(tmp_path: Path, seeds: tuple[int, ...]) -> None:
     found = told(read(tmp_path, log(seeds=seeds)), "zh")
     assert [t for t in found if not any("\u4e00" <= c <= "\u9fff" for c in t)] == [found[4]]  # the command
+
+
+def test_the_winners_of_several_sweeps_stand_side_by_side_the_best_first(tmp_path: Path) -> None:
+    weak = load(write(tmp_path / "weak", iter(log({0.0: 0.02, 0.1: 0.1, 0.2: 0.3}))))
+    strong = load(write(tmp_path / "strong", iter(log())))
+    blocks = section([weak, strong], judged([weak, strong], SAY), SAY).blocks
+    (winners,) = (b for b in blocks if isinstance(b, Table))
+    assert [row[0] for row in winners.rows] == ["strong", "weak"]
+    assert winners.rows[1][2] == "alpha=0.2"
+    assert not [b for b in section([weak], judged([weak], SAY), SAY).blocks if isinstance(b, Table)]
