@@ -91,11 +91,11 @@ class Trial:
 
     @property
     def status(self) -> str:
-        """completed, unfinished, diverged, partly diverged, or the end record's own word: failed or pruned."""
+        """completed, unfinished, diverged, partly diverged, pruned or, with any other word at its end, failed."""
         if self.end is None:
             return "unfinished"
         if self.end["status"] not in ("completed", "diverged"):
-            return str(self.end["status"])
+            return "pruned" if self.end["status"] == "pruned" else "failed"
         diverged = sum(s.diverged is not None for s in self.seeds)
         if diverged == len(self.seeds) or (self.end["status"] == "diverged" and not self.finished):
             return "diverged"

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 from dataclasses import replace
 from pathlib import Path
@@ -60,3 +61,10 @@ def test_a_damaged_copy_is_refused_and_named(folder: Path, damage: str) -> None:
     with pytest.raises(UsageError, match=r"grid\.jsonl\.gz") as e:
         load(copy)
     assert "expected a sweep" in e.value.problems[0]
+
+
+@pytest.mark.parametrize("word", ["", "{0}", '"><script>alert(1)</script>', "\x1b[2J"])
+def test_a_status_that_no_driver_writes_is_a_failure(folder: Path, word: str) -> None:
+    trial = load(folder).trials[0]
+    assert trial.status == "completed"
+    assert dataclasses.replace(trial, end={**(trial.end or {}), "status": word}).status == "failed"
