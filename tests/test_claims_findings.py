@@ -180,7 +180,10 @@ WORLDS: dict[str, tuple[World, World]] = {
         lambda s: {"policy_loss": 1 - 0.1 * alpha(s) - 0.1 * chain(s)},
         lambda s: {"policy_loss": 1 + 0.1 * alpha(s) + 0.1 * chain(s)},
     ),
-    "C6": (lambda s: {"success": 0.95 - 0.15 * alpha(s) - 0.15 * chain(s)}, always(success=0.5)),
+    "C6": (
+        lambda s: {"success": 0.95 - 0.15 * alpha(s) - 0.15 * chain(s)},
+        lambda s: {"success": 0.1 + 0.15 * alpha(s) + 0.15 * chain(s)},
+    ),
     "C7": (
         where(lambda s: s["algo.q_norm"] == "coinflip", success=(0.8, 0.2), q_policy_mean=(0.02, 0.09)),
         always(success=0.5, q_policy_mean=0.05),
