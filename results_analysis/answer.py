@@ -5,7 +5,19 @@ from collections.abc import Iterator, Sequence
 
 from results_analysis.blocks import Block, Section, Table, Text, Value
 from results_analysis.claims import Judged
-from results_analysis.confirmation import Objective, Values, command, in_words, lead, objective, ranked, values
+from results_analysis.confirmation import (
+    Objective,
+    Ranked,
+    Values,
+    command,
+    in_words,
+    itself,
+    lead,
+    no_winner,
+    objective,
+    ranked,
+    values,
+)
 from results_analysis.grid import point_text
 from results_analysis.header import STATES, state
 from results_analysis.load import Sweep, Trial
@@ -13,21 +25,24 @@ from results_analysis.words import Say
 
 
 def section(sweeps: Sequence[Sweep], found: Judged, say: Say) -> Section:
-    blocks: list[Block] = [b for s in sweeps for b in (*_best(s, say), *_lost(s, say))]
-    blocks += _beside(sweeps, say)
+    points = [ranked(s, objective(s)) for s in sweeps]
+    blocks: list[Block] = []
+    for s, best_first in zip(sweeps, points, strict=True):
+        blocks += [*_best(s, best_first, say), *_lost(s, say)]
+    blocks += _beside(sweeps, points, say)
     what = "Claims: {supported} supported, {refuted} refuted, {undecided} undecided."
     counts = {w: found.count(w) for w in ("supported", "refuted", "undecided")}
     return Section("answer", say("In short"), [*blocks, Text(say(what, **counts), to="claims")])
 
 
-def _beside(sweeps: Sequence[Sweep], say: Say) -> Iterator[Table]:
+def _beside(sweeps: Sequence[Sweep], points: Sequence[list[Ranked]], say: Say) -> Iterator[Table]:
     """The winners of several sweeps, of each objective the best first."""
     if len(sweeps) < 2:
         return
     rows: list[tuple[tuple[str, float], list[Value]]] = []
-    for sweep in sweeps:
+    for sweep, best_first in zip(sweeps, points, strict=True):
         aim = objective(sweep)
-        for best, v in ranked(sweep, aim)[:1]:
+        for best, v in best_first[:1]:
             if v.estimate:
                 place = (aim.metric, -v.estimate.mean if aim.mode == "max" else v.estimate.mean)
                 rows.append((place, [sweep.label, best.variant, point_text(best), aim.metric, v.estimate]))
@@ -37,12 +52,10 @@ def _beside(sweeps: Sequence[Sweep], say: Say) -> Iterator[Table]:
     yield Table("winners", say(what), [say(c) for c in columns], ordered)
 
 
-def _best(sweep: Sweep, say: Say) -> Iterator[Text]:
+def _best(sweep: Sweep, found: list[Ranked], say: Say) -> Iterator[Text]:
     aim = objective(sweep)
-    found = ranked(sweep, aim)
     if not found:
-        what = "{sweep}: no point has ended with a value of {metric}, so there is no winner."
-        yield Text(say(what, sweep=sweep.label, metric=aim.metric), "warning")
+        yield no_winner(sweep, say)
         return
     (best, v), *others = found
     places = {"sweep": sweep.label, "point": point_text(best), "metric": aim.metric, "value": in_words(v.estimate)}
@@ -55,7 +68,7 @@ def _best(sweep: Sweep, say: Say) -> Iterator[Text]:
     yield from _confirmed(sweep, best, len(found), say)
 
 
-def _ahead(aim: Objective, best: Values, other: tuple[Trial, Values], rank: str, say: Say) -> str:
+def _ahead(aim: Objective, best: Values, other: Ranked, rank: str, say: Say) -> str:
     gap, apart = lead(aim, best, other[1])
     what = (
         "Against {rank}, {other}, it is ahead by {gap}: the interval, paired by seed, excludes 0."
@@ -66,8 +79,8 @@ def _ahead(aim: Objective, best: Values, other: tuple[Trial, Values], rank: str,
 
 
 def _confirmed(sweep: Sweep, best: Trial, n: int, say: Say) -> Iterator[Text]:
-    if origin := sweep.plan.get("confirms"):
-        yield Text(say("{sweep} is itself the confirmation of {folder}.", sweep=sweep.label, folder=origin["folder"]))
+    if text := itself(sweep, say):
+        yield text
     elif sweep.confirmation is None:
         yield Text(say("Not confirmed on fresh seeds yet; this would:"), to="confirmation")
         yield Text(command(sweep, n), "code")

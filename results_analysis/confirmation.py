@@ -6,7 +6,7 @@ for RL, Eimer, Lindauer and Raileanu, ICML 2023): tuned and confirmed values sta
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist, fmean, variance
 from typing import NamedTuple
 
@@ -22,6 +22,9 @@ from results_analysis.words import Say
 TOP, SEEDS = 3, 5  # of the command that is recommended
 
 
+Ranked = tuple[Trial, "Values"]
+
+
 class Objective(NamedTuple):
     """What points are ranked by."""
 
@@ -31,6 +34,9 @@ class Objective(NamedTuple):
     def better(self, a: "Values", b: "Values") -> tuple["Values", "Values"]:
         """The two as arms whose difference is above 0 where a is better."""
         return (b, a) if self.mode == "min" else (a, b)
+
+    def best_first(self, found: Iterable[Ranked]) -> list[Ranked]:
+        return sorted(found, key=lambda pair: pair[1].mean, reverse=self.mode != "min")
 
 
 class Values(NamedTuple):
@@ -92,11 +98,11 @@ def values(trial: Trial | None, metric: str) -> Values:
     return Values(found, told, episodes)
 
 
-def ranked(sweep: Sweep, aim: Objective) -> list[tuple[Trial, Values]]:
+def ranked(sweep: Sweep, aim: Objective) -> list[Ranked]:
     """The points that ended well and have finite values, the best first."""
     ended = [t for t in sweep.trials if t.status in ("completed", "partly diverged")]
     found = [(t, v) for t in ended if (v := values(t, aim.metric)).finite]
-    return sorted(found, key=lambda pair: pair[1].mean, reverse=aim.mode != "min")
+    return aim.best_first(found)
 
 
 def standard_error(found: Sequence[Values]) -> float | None:
@@ -113,8 +119,7 @@ def standard_error(found: Sequence[Values]) -> float | None:
 def lead(aim: Objective, best: Values, other: Values) -> tuple[Estimate, bool]:
     """How far the one is ahead of the other, paired by seed, and whether the interval excludes 0."""
     x, y = aim.better(best, other)
-    episodes = min(best.episodes, other.episodes) if best.episodes and other.episodes else None
-    test = paired_difference(x.of, y.of, episodes)
+    test = paired_difference(x.of, y.of, _fewer_episodes(x, y))
     return Estimate(test.effect, test.interval, test.n), test.interval is not None and test.interval[0] > 0
 
 
@@ -131,15 +136,26 @@ def in_words(e: Estimate | None) -> str:
     return f"{e.mean:.3g} [{e.interval[0]:.3g}, {e.interval[1]:.3g}] (n = {e.n})" if e.interval else f"{e.mean:.3g}"
 
 
+def itself(sweep: Sweep, say: Say) -> Text | None:
+    """What is said of a sweep that is a confirmation."""
+    told = sweep.plan.get("confirms")
+    what = "{sweep} is itself the confirmation of {folder}."
+    return Text(say(what, sweep=sweep.label, folder=told["folder"])) if told else None
+
+
+def no_winner(sweep: Sweep, say: Say) -> Text:
+    what = "{sweep}: no point has ended with a value of {metric}, so there is no winner."
+    return Text(say(what, sweep=sweep.label, metric=objective(sweep).metric), "warning")
+
+
 def _unconfirmed(sweep: Sweep, say: Say) -> Iterator[Block]:
-    if told := sweep.plan.get("confirms"):
-        yield Text(say("{sweep} is itself the confirmation of {folder}.", sweep=sweep.label, folder=told["folder"]))
+    if text := itself(sweep, say):
+        yield text
         return
     aim = objective(sweep)
     found = ranked(sweep, aim)
     if not found:
-        what = "{sweep}: no point has ended with a value of {metric}, so there is no winner."
-        yield Text(say(what, sweep=sweep.label, metric=aim.metric), "warning")
+        yield no_winner(sweep, say)
         return
     (best, v), error = found[0], standard_error([v for _, v in found])
     places = {"sweep": sweep.label, "point": point_text(best), "metric": aim.metric, "value": in_words(v.estimate)}
@@ -190,14 +206,16 @@ def _compare(aim: Objective, a: Values, b: Values) -> Test | None:
     if not a.of or not b.of:
         return None
     x, y = aim.better(a, b)
-    episodes = min(a.episodes, b.episodes) if a.episodes and b.episodes else None
-    return difference(list(x.of.values()), list(y.of.values()), episodes)
+    return difference(list(x.of.values()), list(y.of.values()), _fewer_episodes(x, y))
 
 
-def _winner(
-    sweep: str, aim: Objective, found: list[tuple[Trial, Values]], names: Sequence[str], say: Say
-) -> Iterator[Text]:
-    found = sorted(found, key=lambda pair: pair[1].mean, reverse=aim.mode != "min")
+def _fewer_episodes(a: Values, b: Values) -> int | None:
+    """Of two success rates: what widens their difference more."""
+    return min(a.episodes, b.episodes) if a.episodes and b.episodes else None
+
+
+def _winner(sweep: str, aim: Objective, found: list[Ranked], names: Sequence[str], say: Say) -> Iterator[Text]:
+    found = aim.best_first(found)
     if len(found) < 2:
         return
     (best, v), (second, w) = found[:2]

@@ -124,14 +124,8 @@ class Sweep:
     trials: list[Trial]
     sessions: list[Record]  # each driver's start, and `until`, the time of its newest record
     problems: list[str]  # damaged lines
-    first: float  # unix seconds of the first and the newest record
-    newest: float
     confirmation: "Sweep | None" = None
     planned: int = 0  # points; of a search, the most that it may ask for
-
-    @property
-    def name(self) -> str:
-        return str(self.plan["name"])
 
     @property
     def label(self) -> str:
@@ -175,8 +169,7 @@ def load(folder: str | Path) -> Sweep:
     inner = Path(folder) / CONFIRMATION
     confirmation = load(inner) if (inner / records.FILE).is_file() else None
     trials = [fold.trial(p) for p in fold.points.values()]
-    times = fold.first, fold.newest
-    return Sweep(Path(folder), plan, trials, fold.sessions, problems, *times, confirmation, fold.planned)
+    return Sweep(Path(folder), plan, trials, fold.sessions, problems, confirmation, fold.planned)
 
 
 class _Run:
@@ -210,7 +203,6 @@ class _Fold:
         self.points: dict[str, Record] = {}
         self.sessions: list[Record] = []
         self.problems: list[str] = []
-        self.first = self.newest = 0.0
         self._listed = self._searched = 0  # points of the plan, cells with a search
         self._extended = 0  # points that every one of these may be asked beyond the plan's
         self._seconds: dict[str, float] = {}
@@ -220,7 +212,6 @@ class _Fold:
 
     def add_all(self, log: Iterable[Record]) -> None:
         for r in log:
-            self.first, self.newest = self.first or r["time"], max(self.newest, r["time"])
             self._add(r)
             if self.sessions:
                 self.sessions[-1]["until"] = r["time"]

@@ -256,8 +256,3 @@ def estimate(trial: Trial, name: str) -> Estimate | None:
         return rate_over_seeds([s.final.episodes[name].tolist() for s in finished if s.final])
     found = list(values(trial, name).values())
     return mean_over_seeds(found) if found and len(found) == len(finished) else None
-
-
-def finite(found: dict[int, float]) -> dict[int, float]:
-    """Without the seeds whose value is NaN or infinite."""
-    return {seed: v for seed, v in found.items() if math.isfinite(v)}
