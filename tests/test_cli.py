@@ -40,6 +40,7 @@ FOLDER_COMMANDS = {
     "confirm": [],
     "export": ["--best", "exported"],
 }
+COMMAND_NAMES = ("collect", "data", "train", "evaluate", "describe", "doctor", *FOLDER_COMMANDS)
 
 
 class Forbidden:
@@ -307,7 +308,7 @@ def test_a_network_of_a_later_point_that_does_not_fit_is_found_at_once(
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["data", "check"], *([c] for c in ("collect", "data", "train", "evaluate", "describe", *FOLDER_COMMANDS))],
+    [[], ["data", "check"], ["data", "replay"], ["data", "fetch"], *([c] for c in COMMAND_NAMES)],
     ids=" ".join,
 )
 def test_every_command_explains_itself(argv: list[str], capsys: Capture) -> None:

@@ -72,8 +72,7 @@ def test_the_raw_official_file_is_refused_with_the_way_to_replay_it(official: Pa
     problems = inspect(official).problems
     assert_named(problems, official.name, "control mode", "'pd_joint_pos'", "'pd_ee_delta_pose'", "env.control_mode")
     assert_named(problems, "state observations", "traj_0")
-    command = "mani_skill.trajectory.replay_trajectory"
-    assert_named(problems, command, "-o state", "-c pd_ee_delta_pose", "--record-rewards", "--reward-mode sparse")
+    assert_named(problems, "offrl-ray data replay", "--control-mode pd_ee_delta_pose", "--reward-mode sparse")
 
 
 def test_a_good_file_is_read_exactly(write_file: WriteFile) -> None:
@@ -144,8 +143,8 @@ def test_modes_that_are_not_asked_for_are_the_files_own(write_file: WriteFile) -
 
 WIDE = np.zeros((4, ACTION + 1), np.float32)
 DAMAGES: dict[str, tuple[Callable[[File, Meta], None], list[str]]] = {
-    "rewards missing": (drop("traj_1/rewards"), ["rewards are missing", "--record-rewards", "traj_1"]),
-    "obs missing": (drop("traj_1/obs"), ["observations are missing", "-o state", "traj_1"]),
+    "rewards missing": (drop("traj_1/rewards"), ["rewards are missing", "`offrl-ray data replay`", "traj_1"]),
+    "obs missing": (drop("traj_1/obs"), ["observations are missing", "`offrl-ray data replay`", "traj_1"]),
     "actions missing": (drop("traj_2/actions"), ["actions", "missing", "traj_2"]),
     **{f"{k} missing": (drop(f"traj_0/{k}"), [k, "missing", "traj_0"]) for k in FLAGS},
     "nan in obs": (put("traj_1/obs", (4, 2), np.nan), ["obs", "finite", "traj_1[4, 2]", "nan"]),
@@ -202,7 +201,7 @@ DAMAGES: dict[str, tuple[Callable[[File, Meta], None], list[str]]] = {
     ),
     "control mode": (
         lambda f, meta: meta["env_info"]["env_kwargs"].update(control_mode="pd_joint_pos"),
-        ["control mode is 'pd_joint_pos'", "replay_trajectory", "env.control_mode"],
+        ["control mode is 'pd_joint_pos'", "offrl-ray data replay", "env.control_mode"],
     ),
     "reward mode": (
         lambda f, meta: meta["env_info"]["env_kwargs"].update(reward_mode="dense"),
@@ -210,7 +209,7 @@ DAMAGES: dict[str, tuple[Callable[[File, Meta], None], list[str]]] = {
     ),
     "observation mode": (
         lambda f, meta: meta["env_info"]["env_kwargs"].update(obs_mode="rgb"),
-        ["observation mode is 'rgb'", "replay_trajectory"],
+        ["observation mode is 'rgb'", "offrl-ray data replay"],
     ),
     "no environment": (lambda f, meta: meta["env_info"].pop("env_id"), ["env_id"]),
     "no env_kwargs": (lambda f, meta: meta["env_info"].pop("env_kwargs"), ["demos.json", "env_kwargs"]),

@@ -15,6 +15,7 @@ from tests.conftest import REPOSITORY
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"doctor"},
     {"distributed"},
     {"probe", "export"},
     {"run"},

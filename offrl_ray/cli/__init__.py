@@ -3,7 +3,7 @@
 import argparse
 
 from offrl_ray import __version__
-from offrl_ray.cli import folder, single
+from offrl_ray.cli import data, doctor, folder, single
 from offrl_ray.exits import exit_code
 
 EPILOG = """\
@@ -29,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    data.add_to(commands)
     single.add_to(commands)
     folder.add_to(commands)
+    doctor.add_to(commands)
     return parser

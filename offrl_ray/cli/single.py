@@ -1,4 +1,4 @@
-"""Commands on one file, one run, one checkpoint, one variant."""
+"""Commands on one run, one checkpoint, one variant."""
 
 import argparse
 import json
@@ -9,43 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offrl_ray import __version__
-from offrl_ray.errors import UsageError, plain
+from offrl_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from offrl_ray.config import RunConfig
     from offrl_ray.run import Data
 
 TRIAL = "train"
-COLLECTABLE = (
-    "LiftPegUpright-v1, PickCube-v1 or PushCube-v1, which have a scripted expert, or CartPole-v1, "
-    "where everything is recorded that an online double DQN lives through"
-)
 
 
 def add_to(commands: Any) -> None:
     """`commands` is what argparse's add_subparsers returns."""
-    p = commands.add_parser("collect", help="record demonstrations of a scripted expert or an online learner")
-    p.add_argument("--env-id", required=True, help=COLLECTABLE)
-    p.add_argument("--episodes", type=int, default=200)
-    p.add_argument(
-        "--noise",
-        type=_numbers,
-        default=(),
-        help="standard deviations of a scripted expert's action noise, in turn: 0,0.1,0.3 (default: 0)",
-    )
-    p.add_argument("--seed", type=int, default=0, help="episode i starts from seed + i")
-    p.add_argument("--out", type=Path, required=True, help="FILE.h5; FILE.json is written beside it")
-    p.add_argument("--workers", type=int, help="processes of a scripted expert; the file does not depend on them")
-    p.set_defaults(command=_collect)
-
-    data = commands.add_parser("data", help="look at trajectory files").add_subparsers(required=True, metavar="COMMAND")
-    p = data.add_parser("check", help="what is in a file, and everything that is wrong with it")
-    p.add_argument("file", type=Path)
-    p.add_argument("--control-mode", help="needed control mode (default: the file's own)")
-    p.add_argument("--reward-mode", help="needed reward mode (default: the file's own)")
-    p.add_argument("--json", action="store_true", help="print one JSON object")
-    p.set_defaults(command=_data_check)
-
     p = commands.add_parser("train", help="train one point, without Ray")
     p.add_argument("variant")
     p.add_argument("--data", action="append", default=[], help="trajectory file; repeat for more")
@@ -68,40 +42,12 @@ def add_to(commands: Any) -> None:
     p.set_defaults(command=_describe)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(x) for x in text.split(","))
-
-
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(x) for x in text.split(","))
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _collect(args: argparse.Namespace) -> int:
-    from offrl_ray.collect import collect
-
-    summary = collect(args.env_id, args.episodes, args.noise, args.seed, args.out, workers=args.workers, progress=_say)
-    _say(str(summary))
-    return 0
-
-
-def _data_check(args: argparse.Namespace) -> int:
-    from offrl_ray.data import hdf5
-
-    found = hdf5.inspect(args.file, control_mode=args.control_mode, reward_mode=args.reward_mode)
-    summary = found.summary()
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        for key, value in summary.items():
-            if key != "problems":
-                shown = " ".join(f"{v:.3g}" for v in value) if key.startswith("action_") else value
-                print(f"{key:13} {plain(shown)}")
-        print("problems      " + ("\n".join(f"\n- {plain(p)}" for p in found.problems) or "none"))
-    return 2 if found.problems else 0
 
 
 def _train(args: argparse.Namespace) -> int:

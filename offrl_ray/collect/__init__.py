@@ -1,6 +1,5 @@
 """Demonstrations in ManiSkill's trajectory layout: a scripted expert's, or all that an online learner lives through."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from offrl_ray.collect import learner, scripted
-from offrl_ray.collect.files import Label, Maker, new_files
+from offrl_ray.collect.files import Label, Maker, new_files, out_problems
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError, did_you_mean
 
@@ -58,13 +57,7 @@ def _problems(
     yield from _maker(env_id).problems(noise, workers)
     if seed < 0 or seed + episodes > SEED_END:
         yield f"the episodes' seeds must lie in [0, 2**32), but got seed {seed} for {episodes} episodes"
-    if out.suffix != ".h5":
-        yield f"out must end in .h5, but got {out}"
-    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
-        yield f"out must lie in an existing folder that can be written to, but got {out}"
-    for path in sorted({out, out.with_suffix(".json")}):
-        if path.exists():
-            yield f"out must be new, but {path} exists; remove it or choose another name"
+    yield from out_problems(out)
 
 
 def _maker(env_id: str) -> Maker:

@@ -1,6 +1,7 @@
 """Episodes in ManiSkill's trajectory layout: an .h5 with a .json beside it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,9 +66,25 @@ def new_files(out: Path, origin: Origin, labels: Sequence[Label]) -> Iterator[Ad
         new_json.write_text(json.dumps(meta, indent=1) + "\n")
         sync(new_h5)
         sync(new_json)
-        new_json.rename(out.with_suffix(".json"))
-        new_h5.rename(out)  # last, so that no h5 is ever without its json
-        sync(out.parent)
+        place(new_h5, new_json, out)
+
+
+def place(h5: Path, beside: Path, out: Path) -> None:
+    """Move a finished .h5 and its .json, of the same file system, to where they belong."""
+    beside.rename(out.with_suffix(".json"))
+    h5.rename(out)  # last, so that no h5 is ever without its json
+    sync(out.parent)
+
+
+def out_problems(out: Path) -> Iterator[str]:
+    """What speaks against writing `out` and its .json."""
+    if out.suffix != ".h5":
+        yield f"out must end in .h5, but got {out}"
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        yield f"out must lie in an existing folder that can be written to, but got {out}"
+    for path in sorted({out, out.with_suffix(".json")}):
+        if path.exists():
+            yield f"out must be new, but {path} exists; remove it or choose another name"
 
 
 def _write(group: h5py.Group, trajectory: Trajectory) -> None:

@@ -21,7 +21,7 @@ MEMORY_BUDGET = 8 * 2**30
 NATIVE = "native"  # control and reward mode of gymnasium's own environments, which have but one
 FLAGS = ("success", "terminated", "truncated")
 KEYS = ("actions", "obs", "rewards", *FLAGS)
-REPLAY = "python -m mani_skill.trajectory.replay_trajectory --traj-path FILE --use-first-env-state -o state -c {control} --record-rewards --reward-mode {reward} --save-traj --allow-failure"  # noqa: E501
+REPLAY = "offrl-ray data replay FILE.h5 --out NEW.h5 --control-mode {control} --reward-mode {reward}"
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def inspect(
     """
     path = Path(path)
     problems = Problems(path)
-    h5, digest = _checksums(path, problems)
-    meta = _read_json(path, problems) if h5 else {}
-    if not h5 or _is_broken(meta, h5, problems):
+    h5, digest = checksums(path, problems)
+    meta = read_json(path, problems) if h5 else {}
+    if not h5 or is_broken(meta, h5, problems):
         return TrajectoryFile(path, "", {}, (), digest, 0, problems.lines())
     info = meta.get("env_info", {})
     kwargs = info.get("env_kwargs", {})
@@ -134,7 +134,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read_json(path: Path, problems: Problems) -> dict[str, Any]:
+def read_json(path: Path, problems: Problems) -> dict[str, Any]:
+    """What lies beside the .h5: env_info with env_id and env_kwargs, and episodes; empty if it is not ManiSkill's."""
     beside = path.with_suffix(".json")
     try:
         meta = json.loads(beside.read_text())
@@ -151,10 +152,10 @@ def _read_json(path: Path, problems: Problems) -> dict[str, Any]:
     return {}
 
 
-def _checksums(path: Path, problems: Problems) -> tuple[str, str]:
+def checksums(path: Path, problems: Problems) -> tuple[str, str]:
     """SHA-256 of the .h5, and over both files; empty if there is none or it cannot be read."""
     if not _is_file(path):
-        problems.add("no such file; `offrl-ray collect` makes one")
+        problems.add("no such file; `offrl-ray collect` and `offrl-ray data fetch` make one")
         return "", ""
     try:
         parts = [seal.sha256(p) for p in (path, path.with_suffix(".json")) if p.is_file()]
@@ -164,7 +165,7 @@ def _checksums(path: Path, problems: Problems) -> tuple[str, str]:
     return parts[0], hashlib.sha256(b"".join(map(bytes.fromhex, parts))).hexdigest()
 
 
-def _is_broken(meta: dict[str, Any], h5: str, problems: Problems) -> bool:
+def is_broken(meta: dict[str, Any], h5: str, problems: Problems) -> bool:
     """True if the files differ from the checksums in the json, whose values are not worth a look then."""
     try:
         lines = list(seal.broken(meta, h5))
@@ -179,7 +180,7 @@ def _read_h5(path: Path, meta: dict[str, Any], rewards: bool, budget: int, probl
     try:
         with h5py.File(path, "r") as f:
             if guard(f, path, budget, problems):
-                _check_counts(f, meta, problems)
+                check_counts(f, meta, problems)
                 return tuple(_episodes(f, rewards, problems))
     except Exception as e:  # damaged metadata surfaces as almost any exception of h5py's
         why = (str(e) or type(e).__name__).splitlines()[0]
@@ -226,7 +227,8 @@ def _names(f: h5py.File) -> list[str]:
     return sorted((k for k in f if TRAJECTORY.match(k)), key=lambda k: int(k[5:]))
 
 
-def _check_counts(f: h5py.File, meta: dict[str, Any], problems: Problems) -> None:
+def check_counts(f: h5py.File, meta: dict[str, Any], problems: Problems) -> None:
+    """Trajectories and episodes must name each other, with as many actions as steps."""
     names = _names(f)
     if not names:
         problems.add("holds no trajectories (groups traj_0, traj_1, ...)")
@@ -277,9 +279,9 @@ def _read(dataset: h5py.Dataset) -> np.ndarray:
 
 def _missing(key: str) -> str:
     if key == "rewards":
-        return "rewards are missing, offline RL would train on zeros; replay with --record-rewards"
+        return "rewards are missing, offline RL would train on zeros; `offrl-ray data replay` records them"
     if key == "obs":
-        return "state observations are missing; replay with -o state"
+        return "state observations are missing; `offrl-ray data replay` records them"
     return f"{key} is missing"
 
 

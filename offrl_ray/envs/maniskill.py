@@ -21,7 +21,7 @@ SIM_BACKENDS = ("physx_cpu", "physx_cuda")
 
 
 @cache
-def _load() -> bool:
+def load() -> bool:
     """Import ManiSkill, which registers its tasks with gymnasium; True if this machine cannot render."""
     no_renderer = headless.install()
     import mani_skill.envs
@@ -88,7 +88,7 @@ class ManiSkillEnv:
         num_envs: int = 1,
         max_steps: int = 100,
     ):
-        self._no_renderer = _load()
+        self._no_renderer = load()
         if problems := list(_problems(env_id, obs_mode, reward_mode, sim_backend, num_envs, max_steps)):
             raise UsageError(problems)
         self.env_id = env_id
