@@ -332,7 +332,7 @@ class _Run:
             "reason": "the final evaluation is missing" if missing else reason,
             "step": step,
             "diverged": {str(seed): why for seed, (_, why) in self.diverged.items()},
-            "cost": {**self.cost, "wall_seconds": time.perf_counter() - self.began, **_memory()},
+            "cost": {**self.cost, "wall_seconds": time.perf_counter() - self.began, **memory()},
         }
 
 
@@ -367,10 +367,17 @@ def eval_record(cfg: RunConfig, trial: str, seed: int, result: EvalResult) -> Re
     }
 
 
-def _memory() -> dict[str, int]:
-    """Peak of this process, and what it shares with no other; Linux tells both."""
+def memory() -> dict[str, int]:
+    """Peak of this process, what it shares with no other now, and the peak of that; Linux tells the last two."""
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rollup = Path("/proc/self/smaps_rollup")
-    lines = rollup.read_text().splitlines() if rollup.exists() else []
-    private = sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
-    return {"peak_bytes": peak, "private_bytes": private}
+    sizes = {
+        line.split(":")[0]: 1024 * int(line.split()[1])
+        for path in map(Path, ("/proc/self/status", "/proc/self/smaps_rollup"))
+        for line in (path.read_text().splitlines() if path.exists() else [])
+        if line.endswith(" kB")
+    }
+    peak = sizes.get("VmHWM", peak)  # the other includes what the process was forked from
+    private = sum(size for name, size in sizes.items() if name.startswith("Private_"))
+    # libraries and arrays that all trials of a node share are there from the beginning to the end
+    shared = sizes.get("Rss", 0) - private
+    return {"peak_bytes": peak, "private_bytes": private, "own_peak_bytes": peak - shared}

@@ -290,6 +290,7 @@ def test_files_are_given_by_one_name_or_by_several(
     spelling: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "load", lambda work: (None, work))
+    monkeypatch.setattr("offrl_ray.probe.probes", lambda *about: [])
     monkeypatch.setattr("offrl_ray.probe.report", lambda *about: "")
     assert sweep("--dry-run", "--set", f"data.files={spelling}") == 0
     assert str(Path("demos.h5").resolve()) in capsys.readouterr().out

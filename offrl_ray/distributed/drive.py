@@ -72,8 +72,14 @@ def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str) -> 
     with session.ray_session(address, namespace), _draining(conductor) as code:
         # imports Ray, which reads its settings then; and --help and bad input answer without it
         from offrl_ray.distributed.fit import fit
+        from offrl_ray.distributed.pack import pack
 
-        fit(Resources(**record["resources"]), loaded, conductor, namespace, follow)
+        resources = Resources(**record["resources"])
+        if resources.pack:
+            found = pack(conductor.plan, loaded, resources, say)
+            say(found.told)
+            resources = found.resources
+        fit(resources, loaded, conductor, namespace, follow)
     follow()
     follow.close()
     derived.rebuild(folder)

@@ -11,7 +11,7 @@ import platformdirs
 from offrl_ray import probe, run
 from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
-from offrl_ray.distributed import options
+from offrl_ray.distributed import options, session
 from offrl_ray.distributed.drive import drive, say, versions
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
@@ -118,16 +118,40 @@ def describe(question: str, work: Plan, resources: Resources) -> str:
             f"{what}{merged} x seeds {', '.join(map(str, first.train.seeds))}, "
             f"{first.train.steps} updates of {first.train.batch_size} chunks, {first.eval.episodes} episodes per seed "
             f"every {first.eval.every} updates and at the end",
-            f"per trial {r.cpus_per_trial:g} CPU, {r.gpus_per_trial:g} GPU; {r.evaluators} evaluation actors of "
+            f"per trial {_reserved(r)}; {r.evaluators} evaluation actors of "
             f"{r.cpus_per_evaluator:g} CPU, {r.gpus_per_evaluator:g} GPU; data {', '.join(first.data.files)}",
         ]
     )
 
 
+def _reserved(r: Resources) -> str:
+    if r.pack:
+        return f"what lets {'as many as is best' if r.pack == 'auto' else r.pack} run side by side"
+    return f"{r.cpus_per_trial:g} CPU, {r.gpus_per_trial:g} GPU"
+
+
 def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> str:
-    """Time and disk of a plan in words, from a few of its updates."""
-    slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if address == "local" else 1
-    return probe.report(work, loaded, max(1, slots))
+    """Time, memory and disk of a plan in words, from a few of its updates: here, or on a cluster that is named."""
+    here = probe.device_here(work)
+    if here and not resources.pack:
+        slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if address == "local" else 1
+        return probe.report(work, probe.probes(work, loaded), max(1, slots))
+    why = f"train.device is {work.cells[0].cfg.train.device}, and this machine has no GPU"
+    if resources.pack or address != "local":
+        try:
+            with session.ray_session(address, f"offrl-dry-run-{os.getpid()}"):
+                from offrl_ray.distributed.pack import pack
+
+                told, found, slots = pack(work, loaded, resources, say)[1:]
+            return "\n".join(filter(None, [told, probe.report(work, found, slots)]))
+        except UsageError as e:
+            if resources.pack:
+                raise
+            why = e.problems[0]
+    return (
+        f"time and memory are not known: {why}; --address HOST:PORT measures them on a cluster that has one; "
+        f"{probe.disk(work, probe.checkpoint_bytes(work, loaded))}"
+    )
 
 
 def demonstrations(demos: Demos) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def _add_resources(p: argparse.ArgumentParser) -> None:
     add("--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)")
     add("--cpus-per-trial", type=float, metavar="N", help="CPU cores that a trial reserves")
     add("--gpus-per-trial", type=float, metavar="N", help="GPUs that a trial reserves; 0.25: four share one")
+    about = "trials side by side on a GPU, or on a node where they use none: N if they fit, or as many as measured best"
+    add("--pack", metavar="auto|N", help=f"{about} (default: what the shares allow)")
     add("--evaluators", type=int, metavar="N", help="evaluation actors")
     add("--cpus-per-evaluator", type=float, metavar="N", help="CPU cores that an evaluation actor reserves")
     add("--gpus-per-evaluator", type=float, metavar="N", help="share of a GPU that an evaluation actor reserves")
@@ -121,7 +124,18 @@ def limit_problems(args: argparse.Namespace) -> list[str]:
     return [
         *(f"{k} must be > 0, but got {v}" for k, v in limits.items() if v is not None and not v > 0),
         *(f"{k} must be >= 0, but got {v}" for k, v in shares.items() if v is not None and not v >= 0),
+        *_pack_problems(args),
     ]
+
+
+def _pack_problems(args: argparse.Namespace) -> Iterator[str]:
+    if args.pack is None:
+        return
+    if args.pack != "auto" and not (args.pack.isdecimal() and int(args.pack) > 0):
+        yield f"--pack must be auto or a whole number > 0, but got {args.pack!r}"
+    for flag, share in (("--gpus-per-trial", args.gpus_per_trial), ("--cpus-per-trial", args.cpus_per_trial)):
+        if share is not None:
+            yield f"--pack decides what a trial reserves, but got {flag} {share:g} too; leave one of them out"
 
 
 def resources(args: argparse.Namespace, preset: Resources) -> Resources:
@@ -133,5 +147,6 @@ def resources(args: argparse.Namespace, preset: Resources) -> Resources:
         "cpus_per_evaluator": args.cpus_per_evaluator,
         "gpus_per_evaluator": args.gpus_per_evaluator,
         "hang_seconds": args.hang_after,
+        "pack": args.pack,
     }
     return dataclasses.replace(preset, **{k: v for k, v in given.items() if v is not None})

@@ -43,6 +43,7 @@ class Resources:
     cpus_per_evaluator: float = 0
     gpus_per_evaluator: float = 0
     hang_seconds: float = 1800  # a trial or an evaluation that says nothing for so long is ended
+    pack: str | None = None  # trials side by side on a GPU, or on a node without: a number, or "auto" (pack.py)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
