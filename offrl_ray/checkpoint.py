@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent: DIR/step_00002000/{state.pt, history.json, manifest.json}.
 
 Written to a temporary folder, synced and renamed; the digest covers every file, so a flipped bit is found. Loading
-never unpickles anything but tensors.
+never unpickles anything but tensors. Of a working copy they lie on its store alone, each as one tar file of that name.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ from offrl_ray import __version__
 from offrl_ray.config import RunConfig, from_dict, to_dict
 from offrl_ray.errors import CheckpointError, DiskFull, UsageError
 from offrl_ray.records import sync
+from offrl_ray.store import Store, StoreError, called, here, names, store
 from offrl_ray.train import Snapshot
 from offrl_ray.types import Spec
 
@@ -32,6 +35,9 @@ TENSORS, HISTORY, MANIFEST = "state.pt", "history.json", "manifest.json"
 NAME = re.compile(r"step_([0-9]{8,})\Z", re.ASCII)
 HIDDEN = re.compile(r"\.(step_[0-9]{8,})\.[0-9a-f]{32}(\.replaced)?\Z", re.ASCII)
 CORRUPT = ".corrupt"
+FILES = (TENSORS, HISTORY, MANIFEST)
+TAR = "all.tar"
+OWNER, SELF = "owner", uuid.uuid4().hex.encode()  # which process makes a trial's checkpoints on a store
 PER_TENSOR = 512  # bytes in a file of tensors beside their content: names, alignment, directory
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, pickle.UnpicklingError)
@@ -55,11 +61,13 @@ def path_of(folder: Path, step: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """Steps that have a checkpoint in the folder, oldest first; none if there is no folder. Raises OSError."""
-    return sorted(int(m[1]) for m in map(NAME.match, _names(folder)) if m)
+    return sorted(int(m[1]) for m in map(NAME.match, names(folder)) if m)
 
 
 def sizes(folder: Path) -> dict[int, int]:
     """Step -> bytes of its checkpoint, oldest first; what vanishes meanwhile counts nothing."""
+    if at := store(folder):
+        return {int(m[1]): size for found, size in sorted(at.names().items()) if (m := NAME.match(found))}
     return {step: sum(map(_bytes, os.walk(path_of(folder, step)))) for step in steps(folder)}
 
 
@@ -69,14 +77,6 @@ def _bytes(walked: tuple[str, list[str], list[str]]) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += os.lstat(os.path.join(root, name)).st_size
     return total
-
-
-def _names(folder: Path) -> list[str]:
-    """Not by glob, to which a folder that cannot be read is an empty one."""
-    try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
 
 
 def estimate(snapshot: Snapshot) -> int:
@@ -96,8 +96,8 @@ def _tensors(tree: Mapping[str, Any]) -> Iterator[Tensor]:
 def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: float, history: History) -> str:
     """Write one checkpoint and return its digest; one of the same step is replaced.
 
-    Raises DiskFull if less than twice its size is free, or if it does not fit after all; whatever is raised, the
-    checkpoints before it are as they were.
+    Raises DiskFull if less than twice its size is free, or if it does not fit after all, and StoreError if its store is
+    lost, or another process has taken the trial over; whatever is raised, the checkpoints before it are as they were.
     """
     reports = json.dumps(history, sort_keys=True).encode()
     manifest = {
@@ -121,8 +121,11 @@ def save(folder: Path, snapshot: Snapshot, cfg: RunConfig, spec: Spec, seconds: 
         sealed = {**manifest, "sha256": _sha256(manifest).hexdigest()}
         _write(new / MANIFEST, json.dumps(sealed, indent=1).encode())
         sync(new)
-        _put_in_place(new, path_of(folder, snapshot.step))
-        sync(folder)
+        if at := store(folder):
+            _publish(at, new, path_of(folder, snapshot.step).name)
+        else:
+            _put_in_place(new, path_of(folder, snapshot.step))
+            sync(folder)
     except (OSError, RuntimeError) as e:
         if DiskFull.caused(e):
             raise _full(folder, size) from e
@@ -169,6 +172,40 @@ def _put_in_place(new: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _publish(at: Store, new: Path, to: str) -> None:
+    if _owner(at) not in (None, SELF):
+        raise StoreError(f"{at.url} has been taken over by another process; this one ends, it was believed dead")
+    with tarfile.open(new / TAR, "w") as tar:
+        for part in FILES:
+            tar.add(new / part, part)
+    at.put(to, new / TAR)
+
+
+def _owner(at: Store) -> bytes | None:
+    try:
+        return at.read(OWNER)[0]
+    except FileNotFoundError:
+        return None
+
+
+def fetch(path: Path, to: Path) -> None:
+    """A checkpoint of a working copy as a new folder, damaged as it may be. Raises UsageError if there is none."""
+    at = store(path.parent)
+    assert at
+    to.mkdir(parents=True)
+    try:
+        at.get(path.name, to / TAR)
+    except FileNotFoundError:
+        raise UsageError([f"{at.url}/{path.name} is no checkpoint; give a folder step_..."]) from None
+    with contextlib.suppress(tarfile.TarError, KeyError, EOFError), tarfile.open(to / TAR) as tar:
+        for part in FILES:
+            content = tar.extractfile(tar.getmember(part))
+            if content and tar.getmember(part).size <= (to / TAR).stat().st_size:
+                with (to / part).open("wb") as f:
+                    shutil.copyfileobj(content, f)
+    (to / TAR).unlink()
+
+
 def load(path: str | Path) -> Checkpoint:
     """One checkpoint, every byte of it checked.
 
@@ -176,6 +213,14 @@ def load(path: str | Path) -> Checkpoint:
     cannot be read now, which says nothing about its content.
     """
     path = Path(path)
+    if not store(path):
+        return _load(path, str(path))
+    with tempfile.TemporaryDirectory(prefix="offrl-") as scratch:
+        fetch(path, Path(scratch) / path.name)
+        return _load(Path(scratch) / path.name, called(path))
+
+
+def _load(path: Path, title: str) -> Checkpoint:
     try:
         manifest = _manifest(path)
         if manifest["format"] == FORMAT:
@@ -184,14 +229,14 @@ def load(path: str | Path) -> Checkpoint:
         if e.errno not in ABSENT:
             raise
         if not os.path.isdir(path):
-            raise UsageError([f"{path} is no checkpoint; give a folder step_..."]) from None
+            raise UsageError([f"{title} is no checkpoint; give a folder step_..."]) from None
         damage = f"{Path(e.filename).name} is missing"
     except DAMAGE as e:
         damage = (str(e) or type(e).__name__).splitlines()[0]
     else:
-        other = f"{path} is of format {manifest['format']}, this version reads {FORMAT}"
+        other = f"{title} is of format {manifest['format']}, this version reads {FORMAT}"
         raise UsageError([f"{other}; use the version that wrote it, {manifest['versions']}"])
-    raise CheckpointError([f"{path} is damaged: {damage}; use another checkpoint"])
+    raise CheckpointError([f"{title} is damaged: {damage}; use another checkpoint"])
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -229,8 +274,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except CheckpointError as e:
             problems += e.problems
             set_aside(folder, step)
-    if bad := [name for name in _names(folder) if name.endswith(CORRUPT)]:
-        lost = f"{folder} has no good checkpoint left, damaged are {', '.join(bad)}"
+    if bad := [n for n in names(folder) if n.endswith(CORRUPT)]:
+        lost = f"{called(folder)} has no good checkpoint left, damaged are {', '.join(bad)}"
         raise CheckpointError([*problems, f"{lost}; delete the folder to begin the trial again from 0"])
     return None, problems
 
@@ -238,28 +283,37 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def set_aside(folder: Path, step: int) -> None:
     """Keep a damaged checkpoint for a look at it, under a name that no run takes for a checkpoint."""
     broken = path_of(folder, step)
-    broken.rename(broken.with_name(f"{broken.name}.{uuid.uuid4().hex[:8]}{CORRUPT}"))
+    aside = broken.with_name(f"{broken.name}.{uuid.uuid4().hex[:8]}{CORRUPT}")
+    if at := store(folder):
+        at.move(broken.name, aside.name)
+    else:
+        broken.rename(aside)
 
 
 def remove(folder: Path, step: int) -> None:
     """Remove a checkpoint, if it is there, at once: a reader finds all of it or nothing."""
+    if at := store(folder):
+        return at.remove(path_of(folder, step).name)
     gone = _hidden(folder, step)
     with contextlib.suppress(FileNotFoundError):
         path_of(folder, step).rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    return shutil.rmtree(gone, ignore_errors=True)
 
 
 def clean(folder: Path) -> None:
     """Remove what killed writers left, and put back a checkpoint that one was about to replace.
 
-    Only for the holder of the trial's lock: what a living writer is making looks no different.
+    Only for the holder of the trial's lock: what a living writer is making looks no different. The lock is this
+    machine's; on a store the trial becomes this process's, and one that lives on elsewhere can save no more.
     """
-    for name in _names(folder):
-        if m := HIDDEN.match(name):
+    if at := store(folder):
+        at.write(OWNER, SELF)
+    for left in here(folder):
+        if m := HIDDEN.match(left):
             if m[2] and not (folder / m[1]).exists():
-                (folder / name).rename(folder / m[1])
+                (folder / left).rename(folder / m[1])
             else:
-                shutil.rmtree(folder / name, ignore_errors=True)
+                shutil.rmtree(folder / left, ignore_errors=True)
 
 
 def digest_of(manifest: dict[str, Any], folder: Path) -> str:

@@ -16,6 +16,7 @@ from offrl_ray.algos import make
 from offrl_ray.config import RunConfig
 from offrl_ray.data.dataset import Dataset, nbytes
 from offrl_ray.run import KEEP, Data, Loaded, memory
+from offrl_ray.store import store
 from offrl_ray.sweep.plan import Cell, Plan
 from offrl_ray.train import start, train
 
@@ -79,8 +80,9 @@ def device_here(plan: Plan) -> bool:
 
 
 def room_problems(plan: Plan, loaded: Loaded, folder: Path, keep_top: int | None) -> list[str]:
-    """Why the disk cannot hold the checkpoints that will stay."""
-    needed = checkpoint_bytes(plan, loaded) * KEEP * min(_trials(plan), keep_top or _trials(plan))
+    """Why the disk cannot hold the checkpoints that will stay; of a working copy, one on its way to the store."""
+    stay = 1 if store(folder) else min(_trials(plan), keep_top or _trials(plan))
+    needed = checkpoint_bytes(plan, loaded) * KEEP * stay
     place = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(place).free
     if free >= needed:

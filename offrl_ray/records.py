@@ -46,7 +46,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from offrl_ray import segments
 from offrl_ray.errors import DiskFull
+from offrl_ray.store import Store, StoreError, store
 
 VERSION = 3
 FILE = "records.jsonl"
@@ -92,11 +94,26 @@ def decode(line: bytes) -> dict[str, Any]:
     return record
 
 
-def read(folder: str | Path) -> RecordLog:
+def kept(folder: Path) -> Path:
+    """Where the truth of a folder's records is."""
+    return folder / (segments.FOLDER if store(folder) else FILE)
+
+
+def read(folder: str | Path, driver: bool = False) -> RecordLog:
     """All good records of a folder, while it grows or after; what is damaged or missing is named, never raised.
 
-    Raises FileNotFoundError if the folder has no records.
+    A working copy first gets what its store has, unless a driver keeps it that is not the caller. Raises
+    FileNotFoundError if the folder has no records.
     """
+    segments.pull(Path(folder), FILE, driver=driver)
+    log = _read(folder)
+    if log.problems and store(Path(folder)):  # is it the copy that is damaged, or the store?
+        segments.pull(Path(folder), FILE, anew=True, driver=driver)
+        log = _read(folder)
+    return log
+
+
+def _read(folder: str | Path) -> RecordLog:
     problems: list[str] = []
     return RecordLog(list(stream(folder, problems)), problems)
 
@@ -140,10 +157,12 @@ class Writer:
     """Single writer of a folder's records; what it wrote is durable when `write` or `write_all` returns.
 
     A torn last line, left by a killed writer, is first moved to `records.torn`, so that the next line stays readable.
+    In a working copy they are on the store first, and a writer that has failed once writes no more.
     """
 
     def __init__(self, folder: str | Path):
-        self._path = Path(folder) / FILE
+        self._path, self._store = Path(folder) / FILE, store(Path(folder))
+        self._failed: OSError | None = None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         sync(self._path.parent)
@@ -153,7 +172,7 @@ class Writer:
                 f.write(rest + b"\n")
             sync(self._path.parent / TORN)
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(rest))
-        self._seq = _next_seq(lines)
+        self._seq = max(_next_seq(lines), segments.after(self._store) if self._store else 0)
 
     def write(self, kind: str, **fields: Any) -> None:
         self.write_all([{"kind": kind, **fields}])
@@ -164,13 +183,32 @@ class Writer:
         Returns them as they are written.
 
         A kill or a power cut in between may leave the first of them alone. Raises DiskFull when they do not fit, and
-        OSError when the disk fails; nothing is written then.
+        OSError when the disk fails; nothing is written then. In a working copy raises StoreError, too, and whatever is
+        raised they may have been written, or not.
         """
         if not records:
             return []
+        if self._failed:
+            raise self._failed
         heads = [{"v": VERSION, "seq": self._seq + i, "time": round(time.time(), 3)} for i in range(len(records))]
         full = [head | record | head for head, record in zip(heads, records, strict=True)]
         lines = b"".join(map(encode, full))
+        if self._store is None:
+            self._append(lines)
+        else:
+            self._publish(self._store, lines)
+        self._seq += len(full)
+        return full
+
+    def _publish(self, to: Store, lines: bytes) -> None:
+        try:
+            segments.create(to, self._seq, lines)
+            self._append(lines)
+        except BaseException as e:  # the copy may lack what the store has, so no other record may follow here
+            self._failed = e if isinstance(e, OSError) else StoreError(f"{to.url}: interrupted; start again")
+            raise
+
+    def _append(self, lines: bytes) -> None:
         size = os.fstat(self._fd).st_size
         try:
             if os.write(self._fd, lines) != len(lines):
@@ -182,8 +220,6 @@ class Writer:
                 text = f"record {self._seq} did not fit and was taken back; the disk is full, free some space"
                 raise DiskFull(errno.ENOSPC, text, str(self._path)) from e
             raise
-        self._seq += len(full)
-        return full
 
     def close(self) -> None:
         os.close(self._fd)

@@ -158,6 +158,8 @@ def load(folder: str | Path) -> Sweep:
         fold.add_all(records.stream(folder, fold.problems))
     except FileNotFoundError:
         what = f"no {records.FILE} in it" if Path(folder).is_dir() else "no such folder"
+        if ":/" in str(folder):
+            what = "a URL is not read from here, `offrl-ray pull URL DIR` makes a folder of it"
         raise UsageError([f"{folder}: {what}; {expected}"]) from None
     except (OSError, EOFError, zlib.error) as e:
         raise UsageError([f"{folder}: {getattr(e, 'strerror', None) or e}; {expected}"]) from None

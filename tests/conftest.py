@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
 from offrl_ray.config import RunConfig, resolve
@@ -166,3 +167,12 @@ class ToyEnv:
         return EnvStep(self._obs(), self.x, success, success, late)
 
     def close(self) -> None: ...
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty store in memory, whose working copies are this test's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    return "memory://bucket/runs/sweep"

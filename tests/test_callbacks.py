@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.search import Searcher
 
 from offrl_ray.distributed import callbacks
@@ -153,6 +154,19 @@ def test_a_lost_attempt_goes_to_the_conductor_with_its_class(tmp_path: Path, mon
     watch(conductor, tmp_path).on_trial_error(0, [], tune_trial("a", "ERROR", MemoryError("too big")))
     assert conductor.gone == [("a", "oom", "MemoryError: too big")]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "failure"), [(59, "infra"), (61, "hang")])
+def test_a_process_that_is_gone_after_silence_hung(
+    seconds: float, failure: str, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "error_of", lambda trial: trial.error)
+    conductor: Any = Fake()
+    looking, trial = watch(conductor, tmp_path), tune_trial("a", "ERROR", ray.exceptions.ActorDiedError())
+    looking.on_trial_start(0, [], trial)
+    clock.now += seconds
+    looking.on_trial_error(0, [], trial)
+    assert [told[:2] for told in conductor.gone] == [("a", failure)]
 
 
 def test_an_error_of_the_code_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from offrl_ray import records
+from offrl_ray import records, store
 from offrl_ray.config import RunConfig
 from offrl_ray.errors import DiskFull, UsageError
 from offrl_ray.evaluate import Episodes, EvalResult
 from offrl_ray.run import eval_record
+from offrl_ray.store import place
 from offrl_ray.sweep import fsck, requests
 from offrl_ray.sweep.conductor import PATIENCE, Conductor, Job
 from offrl_ray.sweep.ledger import Ledger
@@ -27,6 +29,7 @@ from offrl_ray.sweep.space import Choice, Float
 from offrl_ray.sweep.spec import Objective, SearchSpec
 from offrl_ray.sweep.state import State
 from tests.conftest import TINY
+from tests.stores import failing
 
 Record = dict[str, Any]
 Fate = Callable[[Conductor, Job, int], str | None]
@@ -367,6 +370,33 @@ def test_a_disk_that_has_no_room_for_the_records_drains_and_loses_nothing(tmp_pa
     world.close()
     assert summary(finish(tmp_path / "cut", work).state) == expected
     assert violations(tmp_path / "cut") == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("at", range(2, 30, 9))
+def test_a_store_that_is_lost_drains_and_loses_nothing(
+    url: str, when: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it took a record and never said so; and what goes on is another machine."""
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.0)
+    work = planned(CELLS, search("tpe", 4), RungSpec(4, 2))
+    expected = summary(finish(tmp_path / "whole", work).state)
+    count = iter(range(1000))
+
+    def away(name: str, path: Any) -> None:
+        if name == "pipe_file" and "/records/" in path and next(count) >= at:
+            raise ConnectionError("away")
+
+    with failing(**{when: away}):
+        world = World(place(url), work)
+        world.run()
+        assert world.conductor.draining.startswith(f"{url} does not answer")
+        assert world.conductor.finished
+        world.close()
+    shutil.rmtree(store.copies())
+    assert summary(finish(place(url), work).state) == expected
+    shutil.rmtree(store.copies())
+    assert violations(place(url)) == []
 
 
 def test_three_that_fail_by_themselves_and_none_that_is_well_drain(tmp_path: Path) -> None:

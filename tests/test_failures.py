@@ -11,6 +11,7 @@ from ray import cloudpickle
 
 from offrl_ray.distributed.failures import classify, error_of, trace_of
 from offrl_ray.errors import CheckpointError, DiskFull, UsageError
+from offrl_ray.store import StoreError
 
 
 def in_task(error: Exception) -> BaseException:
@@ -29,6 +30,7 @@ def in_task(error: Exception) -> BaseException:
         (CheckpointError(["every checkpoint is damaged"]), "checkpoint"),
         (UsageError(["the files changed"]), "data"),
         (TimeoutError("the folder is locked"), "infra"),
+        (StoreError("the store is away"), "infra"),
         (OSError(errno.EIO, "input/output error"), "code"),
         (ValueError("shapes differ"), "code"),
         (RuntimeError("mat1 and mat2"), "code"),
@@ -66,6 +68,14 @@ def test_a_trace_of_stacks_tells_a_hang_from_a_kill(tmp_path: Path) -> None:
     failure, reason = classify(ray.exceptions.ActorDiedError(), trace)
     assert failure == "hang"
     assert trace.name in reason
+
+
+def test_a_process_that_is_gone_after_silence_hung_wherever_its_trace_is(tmp_path: Path) -> None:
+    failure, reason = classify(ray.exceptions.ActorDiedError(), tmp_path / "hang_1.txt", silent=True)
+    assert failure == "hang"
+    assert "hang_1.txt of the machine where it ran" in reason
+    for error in (ValueError("shapes differ"), TimeoutError("the folder is locked"), MemoryError("too big")):
+        assert classify(in_task(error), tmp_path / "hang_1.txt", silent=True)[0] != "hang"
 
 
 @pytest.mark.parametrize("error", [UsageError(["a", "b"]), CheckpointError(["a"]), DiskFull(28, "no room", "x")])

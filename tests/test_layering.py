@@ -25,6 +25,8 @@ LAYERS = [
     {"config"},
     {"algos", "data", "envs"},
     {"records", "fields", "exits", "claim"},
+    {"segments"},
+    {"store"},
     {"types", "errors", "intervals"},
     {"__init__"},
 ]

@@ -16,6 +16,7 @@ from offrl_ray.algos import make
 from offrl_ray.config import RunConfig
 from offrl_ray.data.dataset import Dataset
 from offrl_ray.run import KEEP, Data, Loaded, load_data
+from offrl_ray.store import place
 from offrl_ray.sweep.plan import Cell, Plan, Point
 from offrl_ray.sweep.space import Float
 from offrl_ray.sweep.spec import Objective, SearchSpec
@@ -151,6 +152,17 @@ def test_a_disk_without_room_is_a_problem(tiny: MakeRun, tmp_path: Path, monkeyp
     assert "--keep-top" in told
     assert problems(5 * KEEP * each, keep_top=5) == []
     assert len(problems(5 * KEEP * each - 1, keep_top=5)) == 1
+
+
+def test_of_a_sweep_at_a_url_a_checkpoint_on_its_way_needs_room(
+    tiny: MakeRun, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, loaded, cfg, data = work(tiny, 100)
+    each = checkpoint.estimate(start(cfg, make(cfg.algo, data.spec)))
+    usage = shutil.disk_usage("/")
+    for free in (KEEP * each, KEEP * each - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))  # noqa: B023
+        assert len(probe.room_problems(plan, loaded, place(url), None)) == (free < KEEP * each)
 
 
 def test_the_disk_is_weighed_on_the_cpu(tiny: MakeRun, tmp_path: Path) -> None:

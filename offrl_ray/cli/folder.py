@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offrl_ray.errors import UsageError, did_you_mean
+from offrl_ray.store import StoreError, called, given
 
 if TYPE_CHECKING:
     from offrl_ray.sweep.state import State, Trial
@@ -18,7 +19,7 @@ def add_to(commands: Any) -> None:
 
     def add(name: str, command: Any, about: str, more: str = "") -> argparse.ArgumentParser:
         p: argparse.ArgumentParser = commands.add_parser(name, help=about, description=f"{about}. {more}".strip())
-        p.add_argument("folder", metavar="DIR", type=Path, help="the folder of a sweep or a run")
+        p.add_argument("folder", metavar="DIR", type=given, help="the folder of a sweep or a run, or its URL")
         p.set_defaults(command=command)
         return p
 
@@ -30,6 +31,9 @@ def add_to(commands: Any) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add("rebuild", _rebuild, "write everything that is derived from the records anew", REBUILD)
     add("resume", _resume, "go on with the trials that have not ended", "Does nothing if all have.")
+    p = add("pull", _pull, "copy a sweep from its URL into an ordinary folder, or bring such a copy up to date", PULL)
+    p.add_argument("to", metavar="TO", type=Path, help="new folder, or one of an earlier pull")
+    p.add_argument("--checkpoints", action="store_true", help="the checkpoints, too")
     p = add("stop", _stop, "end the sweep's driver, or one trial", "A stopped trial ends as pruned, its results stay.")
     p.add_argument("trial", metavar="TRIAL", nargs="?", help="default: the driver, which saves and can be resumed")
     p = add("retry", _retry, "open failed trials again and go on with them", "They continue from their checkpoints.")
@@ -60,6 +64,7 @@ REBUILD = (
     "tb/ for tensorboard, optuna.journal for optuna-dashboard, and trials.csv. Reads the records only; "
     "beside a running driver, which has the event files open, tb/ is left as it is."
 )
+PULL = "Records and what is derived from them: for report.py, heatmap.py and tensorboard, which take no URLs."
 CONFIRM = (
     "The best of many values is too high; this is what it is the second time. Training seeds begin above the sweep's, "
     "evaluation seeds at the next multiple of 10,000 above the sweep's and the data's (from 2**31 on if runs act while "
@@ -74,10 +79,12 @@ def _state(folder: Path) -> "State":
 
     try:
         log = records.read(folder).records
+    except StoreError:
+        raise
     except OSError as e:
-        raise UsageError([f"{folder} is no sweep's folder: {records.FILE}: {e.strerror}"]) from None
+        raise UsageError([f"{called(folder)} is no sweep's folder: {records.FILE}: {e.strerror}"]) from None
     if not any(r["kind"] == "plan" for r in log):
-        raise UsageError([f"{folder} is no sweep's folder: {records.FILE} holds no plan"])
+        raise UsageError([f"{called(folder)} is no sweep's folder: {records.FILE} holds no plan"])
     return State(log)
 
 
@@ -86,7 +93,7 @@ def _trial(state: "State", folder: Path, name: str) -> "Trial":
 
     check_names([name])
     if name not in state.trials:
-        raise UsageError([f"{folder} has no trial {name!r}; {did_you_mean(name, state.trials)}"])
+        raise UsageError([f"{called(folder)} has no trial {name!r}; {did_you_mean(name, state.trials)}"])
     return state.trials[name]
 
 
@@ -126,8 +133,10 @@ def _fsck(args: argparse.Namespace) -> int:
 
     try:
         report = check(args.folder, None if args.quick else digest_of)
+    except StoreError:
+        raise
     except OSError as e:
-        raise UsageError([f"{args.folder} is no sweep's folder: {e.filename}: {e.strerror}"]) from None
+        raise UsageError([f"{called(args.folder)} is no sweep's folder: {e.filename}: {e.strerror}"]) from None
     if args.json:
         _say(json.dumps({"clean": not report.violations, "verdict": report.verdict, **report._asdict()}))
     else:
@@ -140,6 +149,15 @@ def _rebuild(args: argparse.Namespace) -> int:
     from offrl_ray.sweep.derived import rebuild
 
     for path in rebuild(args.folder):
+        _say(f"wrote {path}")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    _state(args.folder)
+    from offrl_ray.cli.pull import pull
+
+    for path in pull(args.folder, args.to, args.checkpoints):
         _say(f"wrote {path}")
     return 0
 
@@ -225,7 +243,7 @@ def _newest_checkpoint(folder: Path, trial: "Trial") -> Path:
     steps = checkpoint.steps(place)
     if not steps:
         why = f"its results are those of {trial.cached}" if trial.cached else "it was never saved, or was cleared away"
-        raise UsageError([f"trial {trial.name} has no checkpoint in {folder}: {why}"])
+        raise UsageError([f"trial {trial.name} has no checkpoint in {called(folder)}: {why}"])
     path = checkpoint.path_of(place, steps[-1])
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError([f"{path} leads out of {folder}, to {path.resolve()}; nothing outside is exported"])

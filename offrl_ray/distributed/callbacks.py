@@ -1,5 +1,6 @@
 """Tune's view of the conductor: what it asks, hands in and gives up goes to one place."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from offrl_ray.distributed.failures import classify, error_of, trace_of
+from offrl_ray.store import publish
 from offrl_ray.sweep import requests
 from offrl_ray.sweep.conductor import Conductor, Job
 
@@ -119,9 +121,11 @@ class Watch(_Unpickled, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job, error = trial.config["job"], error_of(trial)
         folder = self._folder / "trials" / job.trial
-        failure, reason = classify(error, trace_of(folder, job.attempt))
+        silent = time.monotonic() - self._heard.get(job.trial, math.inf) > self._limit
+        failure, reason = classify(error, trace_of(folder, job.attempt), silent)
         if failure == "code":  # one line does not tell where
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"error_{job.attempt}.txt").write_text(f"{error}\n")
+            publish(folder / f"error_{job.attempt}.txt")
             reason += f"; the traceback is in error_{job.attempt}.txt"
         self._conductor.lost(job.trial, failure, reason)

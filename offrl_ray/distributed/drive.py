@@ -16,6 +16,7 @@ from offrl_ray import checkpoint, records
 from offrl_ray.distributed import session
 from offrl_ray.exits import DISK_FULL
 from offrl_ray.run import Loaded
+from offrl_ray.store import called
 from offrl_ray.sweep import derived, events, requests, reuse
 from offrl_ray.sweep.conductor import Conductor
 from offrl_ray.sweep.ledger import Ledger, Record, safe_trial
@@ -42,6 +43,7 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
     Results of the sweeps beside it that are results of this one too are copied, unless the plan says fresh. Exit code:
     0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted.
     """
+    place = called(folder)
     with Ledger(folder) as ledger:
         ledger.check(plan.digest, loaded.files)
         requests.clear(folder)
@@ -49,19 +51,18 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
             say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
         known = ledger.state.plan is not None
         if ledger.state.plan and ledger.state.plan.get("claims") != record.get("claims"):
-            say(f"{folder}: its claims stay as they were when it began; those that are declared now are not recorded")
-        beside = [] if record["fresh"] else [p.parent for p in folder.parent.glob(f"*/{records.FILE}")]
-        others = sorted(f for f in beside if f != folder)
+            say(f"{place}: its claims stay as they were when it began; those that are declared now are not recorded")
+        others = [] if record["fresh"] else reuse.beside(folder)
         conductor = Conductor(plan, ledger, reuse.Earlier(others, loaded.files, say))
         if known and conductor.finished:
-            say(f"{folder}: this sweep has ended; nothing to do")
+            say(f"{place}: this sweep has ended; nothing to do")
             return _report(conductor, 0)
         session_ = {"kind": "session", "host": socket.gethostname(), "pid": os.getpid(), "argv": sys.argv}
         # a kill may leave the first of these alone, which must not be the session: it owes nothing
         conductor.write(*([] if known else [record]), {**session_, "versions": versions()})
         if known:
             left = sum(conductor.state.counts()[s] for s in ("running", "queued"))
-            say(f"{folder}: going on with the {left} known points that have not ended")
+            say(f"{place}: going on with the {left} known points that have not ended")
         return _report(conductor, _run(conductor, record, loaded, address))
 
 
@@ -147,15 +148,16 @@ class Follow:
 
 def _report(conductor: Conductor, code: int) -> int:
     counts, folder = conductor.state.counts(), conductor.ledger.folder
+    place = called(folder)
     left = counts["running"] + counts["queued"]
     shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    say(f"{shown or 'nothing was run'}\nrecords: {folder / records.FILE}")
+    say(f"{shown or 'nothing was run'}\nrecords: {called(records.kept(folder))}")
     if conductor.draining and not code:
         print(f"stopped: {conductor.draining}", file=sys.stderr)
     if left:
-        print(f"the same command, or `offrl-ray resume {folder}`, goes on with {left} points", file=sys.stderr)
+        print(f"the same command, or `offrl-ray resume {place}`, goes on with {left} points", file=sys.stderr)
     if counts["failed"]:
-        print(f"`offrl-ray status {folder}` says why trials failed, `offrl-ray retry` opens them", file=sys.stderr)
+        print(f"`offrl-ray status {place}` says why trials failed, `offrl-ray retry` opens them", file=sys.stderr)
     if conductor.disk_full:
         return DISK_FULL
     return code or int(left > 0 or counts["failed"] > 0 or bool(conductor.draining) or not conductor.finished)

@@ -29,12 +29,18 @@ def error_of(trial: Any) -> BaseException:
     return (ray.exceptions.OutOfMemoryError if "memory" in text else ray.exceptions.RayError)(text)
 
 
-def classify(error: BaseException, trace: Path) -> tuple[str, str]:
-    """The failure class (docs in README), and one line that says why."""
+def classify(error: BaseException, trace: Path, silent: bool = False) -> tuple[str, str]:
+    """The failure class (docs in README), and one line that says why.
+
+    `silent`: no word for the whole limit. A process that is gone after that was ended by its own watchdog, whose trace
+    may lie on another machine.
+    """
     cause = getattr(error, "cause", None) or error
     reason = next((line for line in reversed(str(cause).strip().splitlines()) if line.strip()), "") or repr(cause)
     if trace.exists() and trace.stat().st_size:
         return "hang", f"no progress within the time limit; the stacks are in {trace.name}"
+    if silent and _class(cause) == "infra" and isinstance(cause, ray.exceptions.RayError):
+        return "hang", f"no progress within the time limit; the stacks are in {trace.name} of the machine where it ran"
     return _class(cause), f"{type(cause).__name__}: {reason}"
 
 

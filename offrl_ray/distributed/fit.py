@@ -10,6 +10,7 @@ from offrl_ray.distributed.callbacks import Jobs, Reports, Watch
 from offrl_ray.distributed.evaluators import start_actors
 from offrl_ray.distributed.trainable import Shared, Trial
 from offrl_ray.run import Loaded
+from offrl_ray.store import called
 from offrl_ray.sweep.conductor import Conductor
 from offrl_ray.sweep.plan import Resources
 
@@ -19,7 +20,7 @@ def fit(resources: Resources, loaded: Loaded, conductor: Conductor, namespace: s
     r = resources
     actors = start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator)
     shared = Shared(
-        folder=conductor.ledger.folder,
+        folder=called(conductor.ledger.folder),
         data=[(d.arrays, d.spec) for d in loaded.data],
         data_of=loaded.of_setting,
         evaluators=[f"evaluator-{i}" for i in range(len(actors))],

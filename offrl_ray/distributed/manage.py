@@ -9,6 +9,7 @@ from offrl_ray import probe
 from offrl_ray.distributed.drive import drive, say, versions
 from offrl_ray.distributed.launch import cost, describe, load
 from offrl_ray.errors import UsageError
+from offrl_ray.store import called
 from offrl_ray.sweep import confirmation, requests
 from offrl_ray.sweep.conductor import pruned
 from offrl_ray.sweep.confirmation import Ask
@@ -19,6 +20,7 @@ from offrl_ray.sweep.state import State
 from offrl_ray.sweep.status import driver_runs, ranked
 
 ANSWER_SECONDS = 30
+POLL_SECONDS = 0.2
 
 
 def resume(folder: Path, address: str = "local") -> int:
@@ -37,7 +39,7 @@ def stop(folder: Path, trial: str | None) -> int:
     if driver_runs(folder):
         return _ask(folder, trial)
     if trial is None:
-        say(f"{folder}: no driver runs")
+        say(f"{called(folder)}: no driver runs")
         return 0
     with Ledger(folder) as ledger:
         ledger.write(pruned(ledger.state.open_trial(trial), requests.USER))
@@ -48,15 +50,16 @@ def stop(folder: Path, trial: str | None) -> int:
 def _ask(folder: Path, trial: str | None) -> int:
     request = requests.ask(folder, trial)
     waited = time.monotonic()
-    while request.exists():
+    while requests.stands(request):
         if not driver_runs(folder):
-            say(f"{folder}: its driver ended meanwhile")
+            say(f"{called(folder)}: its driver ended meanwhile")
             return 0
         if time.monotonic() - waited > ANSWER_SECONDS:
-            say(f"{folder}: its driver has not answered for {ANSWER_SECONDS} s; it will when it looks at {request}")
+            late = f"its driver has not answered for {ANSWER_SECONDS} s"
+            say(f"{called(folder)}: {late}; it will when it looks at {called(request)}")
             return 1
-        time.sleep(0.2)
-    say(f"{trial or folder}: will end at the next report, `offrl-ray status {folder}` shows it")
+        time.sleep(POLL_SECONDS)
+    say(f"{trial or called(folder)}: will end at the next report, `offrl-ray status {called(folder)}` shows it")
     return 0
 
 
@@ -68,9 +71,11 @@ def retry(folder: Path, reason: str | None) -> int:
         if not chosen:
             classes = sorted({t.end["failure"] for t in failed if t.end})
             have = f"its failed trials are of class {', '.join(classes)}" if classes else "none of its trials failed"
-            raise UsageError([f"{folder} has no trial to retry{f' of class {reason!r}' if reason else ''}; {have}"])
+            raise UsageError(
+                [f"{called(folder)} has no trial to retry{f' of class {reason!r}' if reason else ''}; {have}"]
+            )
         ledger.write([{"kind": "retry", "trial": name} for name in chosen])
-    say(f"{folder}: trying {len(chosen)} failed trials again")
+    say(f"{called(folder)}: trying {len(chosen)} failed trials again")
     return resume(folder)
 
 
@@ -80,7 +85,7 @@ def extend(folder: Path, trials: int) -> int:
         raise UsageError([f"--trials must be >= 1, but got {trials}"])
     with Ledger(_checked(folder)) as ledger:
         if not (ledger.state.plan and ledger.state.plan["search"]):
-            raise UsageError([f"{folder} is a grid, which has no more points; begin another sweep with wider axes"])
+            raise UsageError([f"{called(folder)} is a grid, which has no more points; begin another with wider axes"])
         ledger.write([{"kind": "extend", "trials": trials}])
     return resume(folder)
 
@@ -128,12 +133,12 @@ def _changes(state: State, names: list[str], objective: Objective) -> Iterator[s
 def _checked(folder: Path) -> Path:
     _sweep(folder)
     if not os.access(folder, os.W_OK):
-        raise UsageError([f"{folder} cannot be written to"])
+        raise UsageError([f"{called(folder)} cannot be written to"])
     return folder
 
 
 def _sweep(folder: Path) -> State:
     state = State.read(folder)
     if state.plan is None or "cells" not in state.plan:
-        raise UsageError([f"{folder} holds no sweep; give the folder that a script of tune_configs/ made"])
+        raise UsageError([f"{called(folder)} holds no sweep; give the folder that a script of tune_configs/ made"])
     return state

@@ -8,6 +8,7 @@ from typing import Any
 
 from offrl_ray.config import parse_assignments
 from offrl_ray.errors import UsageError
+from offrl_ray.store import given
 from offrl_ray.sweep import space
 from offrl_ray.sweep.plan import Resources, Sweep
 from offrl_ray.sweep.rungs import RungSpec
@@ -27,7 +28,12 @@ def parser(sweep: Sweep) -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("--preset", default="quick", help="size of the sweep (default: quick)")
-    add("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
+    add(
+        "--out",
+        type=given,
+        default=Path("runs"),
+        help="results go to OUT/NAME, a folder or a URL such as s3://BUCKET/RUNS (default: runs)",
+    )
     add("--name", help=f"default: {sweep.name}-PRESET")
     more: dict[str, Any] = {"action": "append", "default": []}
     add("--set", **more, metavar="KEY=VALUE", help="change a setting of all points, or make it an axis: K=A,B")
@@ -48,7 +54,7 @@ def parser(sweep: Sweep) -> argparse.ArgumentParser:
         help="success_once, return, q_gap:min, q_excess:min, ... (default: success)",
     )
     add("--search-seed", type=int, default=0)
-    add("--warm-start", type=Path, metavar="FOLDER", help="tell the search what another sweep's points gave")
+    add("--warm-start", type=given, metavar="FOLDER", help="tell the search what another sweep's points gave")
     _add_resources(p)
     group = p.add_argument_group("stopping and keeping")
     add = group.add_argument

@@ -13,6 +13,7 @@ from offrl_ray.data.replay import prior
 from offrl_ray.distributed.evaluators import RayEvaluator, RayWalk
 from offrl_ray.distributed.failures import trace_of
 from offrl_ray.run import Update, run
+from offrl_ray.store import place
 from offrl_ray.sweep.conductor import Job
 from offrl_ray.types import Spec
 
@@ -20,7 +21,7 @@ from offrl_ray.types import Spec
 class Shared(NamedTuple):
     """What all trials of a sweep have in common; the arrays lie once in a node's object store."""
 
-    folder: Path
+    folder: str  # a path that all nodes have, or a URL: each node has a working copy of its own
     data: list[tuple[Arrays, Spec]]
     data_of: dict[Any, int]  # (DataConfig, EnvConfig) -> which of `data`
     evaluators: list[str]
@@ -40,7 +41,7 @@ class Trial(tune.Trainable):
         """Take up another job in the same process."""
         self.cleanup()
         s, job = self.shared, new_config["job"]
-        folder = s.folder / "trials" / job.trial
+        folder = place(s.folder) / "trials" / job.trial
         self.name = job.trial
         self.trace = trace_of(folder, job.attempt)
         self.evaluator = RayEvaluator(s.evaluators, s.namespace, self.turn, s.hang_seconds)

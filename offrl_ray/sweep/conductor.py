@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from offrl_ray.config import digest, from_dict
 from offrl_ray.errors import DiskFull
+from offrl_ray.store import StoreError, called
 from offrl_ray.sweep.ledger import Ledger, Record
 from offrl_ray.sweep.plan import Plan, point
 from offrl_ray.sweep.reuse import Cached, Earlier
@@ -68,11 +69,13 @@ class Conductor:
         return self.draining.startswith(FULL)
 
     def write(self, *batch: Record) -> None:
-        """If the disk is full nothing of it is recorded or learned, and the sweep drains: trials tell it again."""
+        """If the disk is full or the store lost, nothing is learned and the sweep drains: trials tell it again."""
         try:
             self.ledger.write(batch, self._learn)
         except DiskFull as e:
             self.drain(f"{FULL}: {e}")
+        except StoreError as e:
+            self.drain(str(e))
 
     # what the records teach: of this session and of earlier ones
 
@@ -162,7 +165,7 @@ class Conductor:
     def _copy(self, trial: Trial, cached: Cached) -> None:
         """The results of an earlier sweep become this one's: for the search and the rungs as if it had run here."""
         fields = {"trial": trial.name, "attempt": trial.attempt + 1}
-        start = {"kind": "start", **fields, "step": 0, "cached": f"{cached.folder}:{cached.trial}"}
+        start = {"kind": "start", **fields, "step": 0, "cached": f"{called(cached.folder)}:{cached.trial}"}
         self.write(start, *({**r, **fields} for r in cached.records))
 
     @property

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from offrl_ray import records
+from offrl_ray import records, store
 from offrl_ray.sweep.state import COLUMNS, ENDED, FAILURES, VALUES, Record, State, Trial
 from offrl_ray.sweep.status import driver_runs
 
@@ -63,7 +63,7 @@ class Case:
 
     def aside(self, trial: Trial) -> list[str]:
         """Names of checkpoints that were set aside as damaged."""
-        found = (ASIDE.fullmatch(p.name) for p in sorted((self.folder / "trials" / trial.name).glob("*.corrupt")))
+        found = map(ASIDE.fullmatch, store.names(self.folder / "trials" / trial.name))
         return [m[1] for m in found if m]
 
 
@@ -224,12 +224,12 @@ def _unbound(r: Record, config: Record) -> Iterator[str]:
 
 
 def _compare(case: Case, path: Path, digest: str) -> Iterator[str]:
-    if case.digest_of is None or not path.exists():
+    if case.digest_of is None or not store.exists(path):
         return
     try:
         found = case.digest_of(path)
     except ValueError as e:
-        if path.exists() and not case.driven:  # a driver may be replacing it just now
+        if store.exists(path) and not case.driven:  # a driver may be replacing it just now
             yield str(e).removeprefix("- ")
         return
     if found != digest:

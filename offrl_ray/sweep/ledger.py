@@ -10,15 +10,17 @@ import filelock
 
 from offrl_ray import records
 from offrl_ray.errors import UsageError
+from offrl_ray.segments import LOCK
+from offrl_ray.store import called, store
+from offrl_ray.sweep.lease import Lease
 from offrl_ray.sweep.state import NAME, State
 
 Record = dict[str, Any]
-LOCK = ".lock"
 LOOK_SECONDS = 1.0  # whoever only looks whether a driver runs has the lock for an instant
 
 
 class Ledger:
-    """Owns a folder for as long as it is open.
+    """Owns a folder for as long as it is open; that of a working copy on its store, too.
 
     Raises UsageError if another process does, and says which.
     """
@@ -28,16 +30,27 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(folder / LOCK)
         self._writer: records.Writer | None = None
+        at = store(folder)
+        self._lease = Lease(folder, at) if at else None
         try:
             self._lock.acquire(timeout=LOOK_SECONDS)
         except filelock.Timeout:
-            raise UsageError([f"{folder} is being written{_who(State.read(folder))}; {WAIT.format(folder)}"]) from None
+            place = called(folder)
+            raise UsageError([f"{place} is being written{_who(State.read(folder))}; {WAIT.format(place)}"]) from None
         try:
-            self.log, self.problems = records.read(folder) if (folder / records.FILE).exists() else ([], [])
+            if self._lease:
+                self._lease.take()
+            self.log, self.problems = self._read()
             self.state = State(self.log)
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
+
+    def _read(self) -> records.RecordLog:
+        try:
+            return records.read(self.folder, driver=True)
+        except FileNotFoundError:
+            return records.RecordLog([], [])
 
     def replay(self, learn: Callable[[Record], None]) -> None:
         """Build the state anew, and show every record to `learn` at the moment when the state has taken it in."""
@@ -63,6 +76,11 @@ class Ledger:
     def close(self) -> None:
         if self._writer:
             self._writer.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lease:
+            self._lease.release()
         self._lock.release()
 
     def __enter__(self) -> "Ledger":
@@ -87,16 +105,22 @@ def check(folder: Path, state: State, digest: str, data: Sequence[Record]) -> No
     """Raises UsageError unless the state is empty, or of exactly this work on exactly this data."""
     if not state.count:
         return
+    place = called(folder)
     if state.plan is None or state.plan["digest"] != digest:
-        raise UsageError([f"{folder} holds another run or sweep, its plan differs; choose another folder"])
+        raise UsageError([f"{place} holds another run or sweep, its plan differs; choose another folder"])
     before, now = ([f["digest"] for f in files] for files in (state.plan["data"], data))
     if before != now:
         changed = ", ".join(str(f["file"]) for f in data if f["digest"] not in before) or "their order or number"
-        raise UsageError([f"{folder} was begun on other data: {changed} has changed; choose another folder"])
+        raise UsageError([f"{place} was begun on other data: {changed} has changed; choose another folder"])
 
 
 def place_problems(folder: Path) -> list[str]:
-    """Why results cannot be written to a folder that may not exist yet."""
+    """Why results cannot be written to a folder that may not exist yet, nor to its store."""
+    at = store(folder)
+    return _local_problems(folder) + (at.problems() if at else [])
+
+
+def _local_problems(folder: Path) -> list[str]:
     for path in (folder, *folder.absolute().parents):
         if path.is_dir():
             return [] if os.access(path, os.W_OK) else [f"--out: {path} cannot be written to; choose another folder"]

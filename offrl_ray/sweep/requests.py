@@ -5,19 +5,30 @@ import os
 from pathlib import Path
 
 from offrl_ray.errors import UsageError
+from offrl_ray.store import StoreError, exists, here, names, store
 from offrl_ray.sweep.conductor import Conductor
+from offrl_ray.sweep.lease import REQUESTS as FOLDER
 
-FOLDER = "requests"
 ALL = "stop"
 USER = "stopped by the user"
 
 
 def ask(folder: Path, trial: str | None) -> Path:
-    """Ask the driver to stop a trial, or the sweep; the file is gone when it has heard."""
+    """Ask the driver to stop a trial, or the sweep; the request `stands` until it has heard.
+
+    That of a working copy may be anywhere: the file is on the store, and comes to it by its lease.
+    """
     place = folder / FOLDER / (f"{ALL}.{trial}" if trial else ALL)
-    place.parent.mkdir(exist_ok=True)
-    place.touch()
+    if at := store(place.parent):
+        at.write(place.name, b"")
+    else:
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
     return place
+
+
+def stands(place: Path) -> bool:
+    return exists(place)
 
 
 def obey(folder: Path, conductor: Conductor) -> None:
@@ -30,10 +41,17 @@ def obey(folder: Path, conductor: Conductor) -> None:
         elif name.startswith(f"{ALL}."):
             with contextlib.suppress(UsageError):  # it ended meanwhile
                 conductor.stop(name.removeprefix(f"{ALL}."), USER)
-        (folder / FOLDER / name).unlink(missing_ok=True)  # at last: whoever asked waits for this
+        with contextlib.suppress(StoreError):  # then it is obeyed once more, which changes nothing
+            _forget(folder / FOLDER / name)  # at last: whoever asked waits for this
 
 
 def clear(folder: Path) -> None:
     """Forget what an earlier driver was asked."""
-    for path in (folder / FOLDER).glob("*"):
-        path.unlink(missing_ok=True)
+    for name in {*names(folder / FOLDER), *here(folder / FOLDER)}:
+        _forget(folder / FOLDER / name)
+
+
+def _forget(place: Path) -> None:
+    if at := store(place.parent):
+        at.remove(place.name)
+    place.unlink(missing_ok=True)

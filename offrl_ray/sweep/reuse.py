@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from offrl_ray import records
+from offrl_ray import records, store
 from offrl_ray.config import canonical, from_dict, to_dict
 from offrl_ray.errors import UsageError, plain
 from offrl_ray.sweep.ledger import NAME, Record
@@ -93,6 +93,12 @@ def find(folders: Iterable[Path], keys: Collection[str], say: Callable[[str], No
     return found
 
 
+def beside(folder: Path) -> list[Path]:
+    """The sweeps in the same place, by name. Raises OSError."""
+    others = (folder.parent / n for n in store.names(folder.parent))
+    return [f for f in others if f != folder and store.exists(records.kept(f))]
+
+
 class Earlier:
     """The results of earlier sweeps on this data by this code, looked up point by point: a search asks as it goes."""
 
@@ -115,7 +121,9 @@ class Earlier:
 
     def _read(self, folder: Path) -> set[str]:
         try:
-            return {k for k, _ in _results(folder)} if (folder / records.FILE).is_file() else set()
+            return {k for k, _ in _results(folder)}
+        except FileNotFoundError:
+            return set()
         except FOREIGN as e:
             self._say(_unread(folder, e))
             return set()

@@ -130,7 +130,10 @@ class State:
     @classmethod
     def read(cls, folder: Path) -> "State":
         """The state of a folder now; an empty or absent one owes everything."""
-        return cls(records.read(folder).records if (folder / records.FILE).exists() else ())
+        try:
+            return cls(records.read(folder).records)
+        except (FileNotFoundError, NotADirectoryError):
+            return cls()
 
     def add(self, record: Record) -> None:
         """Raises UsageError for a record that lacks what it must have."""

@@ -1,8 +1,6 @@
 """Where a sweep stands, for a person and for a program."""
 
-import fcntl
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +9,10 @@ from typing import Any, NamedTuple
 
 from offrl_ray.errors import plain
 from offrl_ray.intervals import rate_interval, t_interval
+from offrl_ray.segments import LOCK
+from offrl_ray.store import held
 from offrl_ray.sweep.forecast import seconds_left, steps_left, unasked
-from offrl_ray.sweep.ledger import LOCK
+from offrl_ray.sweep.lease import driven
 from offrl_ray.sweep.state import EPISODE, Record, State, Trial
 
 SHOWN = 10
@@ -64,18 +64,8 @@ class Summary(NamedTuple):
 
 
 def driver_runs(folder: Path) -> bool:
-    """True if a driver holds the folder's lock. Only looks: a shared lock for an instant, which a driver waits out."""
-    try:
-        fd = os.open(folder / LOCK, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    """True if a driver holds the folder's lock, or of a working copy the lease of its store."""
+    return held(folder / LOCK) or driven(folder)
 
 
 def objective(state: State) -> str:

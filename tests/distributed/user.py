@@ -19,7 +19,10 @@ POLL_SECONDS = 0.02
 
 
 def log_of(folder: Path) -> list[Record]:
-    return records.read(folder).records if (folder / records.FILE).exists() else []
+    try:
+        return records.read(folder).records
+    except FileNotFoundError:
+        return []
 
 
 def violations(folder: Path) -> list[str]:
