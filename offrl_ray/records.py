@@ -10,7 +10,8 @@ plan     what was asked: `name`, `question`, `preset`, `variant`, `axes` {key: [
          [what another sweep found], `claims` [those that the sweep script declares, or none], `confirms` {folder,
          digest, points [trial names]} of a confirmation sweep or null, `points` [{trial, point, config, seeds, steps,
          cell}] (the grid's; a search asks for its own), `digest`, `data` [{file, digest, ...}], `versions` {.., code}
-session  `host`, `pid`, `argv`, `versions`: a driver begins
+session  `host`, `pid`, `argv`, `versions`, `address` of its Ray (HOST:PORT or local), `nodes` [{name, address, cpus,
+         gpus}] and `resources` {..} that it reserves, evaluators counted: a driver begins
 extend   `trials`: so many more points per cell may be asked
 point    `trial`, `point`, `config`, `seeds`, `steps`, `cell`, `number`, `params` as asked, `same_as` trial or null:
          asked by the search after the plan; `same_as`: the same run as another, not run again

@@ -86,8 +86,9 @@ def cost(sweep: Sweep) -> Cost:
     train = sum(t.train_seconds for t in own)
     wall = sum(s["until"] - s["time"] for s in sweep.sessions)
     evaluations = {(t.name, e.step): e.seconds for t in own for s in t.seeds for e in s.evals}
-    r = sweep.plan.get("resources") or {}
-    trial, evaluators = r.get("gpus_per_trial", 0), r.get("evaluators", 0) * r.get("gpus_per_evaluator", 0)
+    used = [s["resources"] for s in sweep.sessions if s.get("resources")]
+    r = used[-1] if used else sweep.plan.get("resources") or {}
+    trial, evaluators = r.get("gpus_per_trial", 0), (r.get("evaluators") or 1) * r.get("gpus_per_evaluator", 0)
     gpu = (train * trial + wall * evaluators) / 3600 if trial or evaluators else None
     lost, saved = sum(map(_lost, own)), sum(map(_saved, own))
     return Cost(train, sum(evaluations.values()), wall, gpu, lost, saved)

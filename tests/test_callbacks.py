@@ -11,9 +11,11 @@ import ray
 from ray.tune.search import Searcher
 
 from offrl_ray.distributed import callbacks
+from offrl_ray.distributed import waiting as waiting_
 from offrl_ray.distributed.callbacks import GRACE_SECONDS, START_SECONDS, Jobs, Reports, Watch
 from offrl_ray.distributed.failures import trace_of
 from offrl_ray.sweep import requests
+from offrl_ray.sweep.plan import Resources
 
 
 class Fake:
@@ -49,8 +51,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def watch(conductor: Any, folder: Path, ticks: list[int] | None = None) -> Watch:
-    return Watch(conductor, folder, 60.0, lambda: (ticks if ticks is not None else []).append(1))
+def watch(conductor: Any, folder: Path, ticks: list[int] | None = None, told: list[str] | None = None) -> Watch:
+    tick, say = lambda: (ticks if ticks is not None else []).append(1), (told if told is not None else []).append
+    return Watch(conductor, folder, Resources(hang_seconds=60.0), tick, say)
 
 
 def tune_trial(name: str, status: str = "RUNNING", error: Any = None) -> Any:
@@ -117,21 +120,34 @@ def test_a_sweep_in_which_nothing_starts_ends_and_says_so(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks.ray, "available_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(callbacks, "coming", lambda *wants: brings)
+    for name in ("_held", "_nodes", "_help"):
+        monkeypatch.setattr(waiting_, name, lambda *of: [])
+    monkeypatch.setattr(waiting_, "_help", lambda *of: "what would help")
     conductor: Any = Fake()
-    looking, waiting = watch(conductor, tmp_path), tune_trial("waiting", "PENDING")
+    brings, told = [], list[str]()
+    looking, waiting = watch(conductor, tmp_path, told=told), tune_trial("waiting", "PENDING")
     running = tune_trial("running")
     for trials in ([waiting, running], [], [tune_trial("done", "TERMINATED")]):
         for _ in range(3):
             clock.now += 100
             looking.heard("running")
             looking.on_step_begin(0, trials)
+    assert (conductor.draining, told) == ("", [])
+    for _ in range(START_SECONDS - 1):
+        clock.now += 1
+        looking.on_step_begin(0, [waiting])
     assert conductor.draining == ""
-    clock.now += START_SECONDS - 1
-    looking.on_step_begin(0, [waiting])
-    assert conductor.draining == ""
+    head = "waiting for {} s: 1 trials, each for 1 CPU and 0 GPU on one node\n  what would help"
+    assert told == [head.format(30), head.format(90)]
+    brings.append("gpu_worker")  # which an autoscaler can still start
     clock.now += 2
     looking.on_step_begin(0, [waiting])
-    assert conductor.draining == "a trial waits and none has started for 121 s; free are {'CPU': 2.0}"
+    assert conductor.draining == ""
+    brings.clear()
+    clock.now += 1
+    looking.on_step_begin(0, [waiting])
+    assert conductor.draining == "a trial waits and none has started for 122 s; free are {'CPU': 2.0}"
 
 
 def test_requests_and_the_tick_come_once_a_second(tmp_path: Path, clock: Clock) -> None:

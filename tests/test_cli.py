@@ -753,19 +753,30 @@ def test_commands_on_a_folder_are_handed_on(folder: Path, called: list[tuple[Any
     path = str(folder)
     commands = [["resume", path], ["stop", path], ["stop", path, "01"], ["retry", path, "--failed"]]
     commands += [["retry", path, "--failed", "--reason", "oom"], ["extend", path, "--trials", "5"]]
-    assert [cli.main(c) for c in commands] == [1] * 6
-    asked = [("resume", folder), ("stop", folder, None), ("stop", folder, "01"), ("retry", folder, None)]
-    assert called == [*asked, ("retry", folder, "oom"), ("extend", folder, 5)]
+    commands += [["resume", path, "--address", "head:6379"]]
+    assert [cli.main(c) for c in commands] == [1] * 7
+    asked = [("resume", folder, "auto"), ("stop", folder, None), ("stop", folder, "01")]
+    asked += [("retry", folder, None, "auto"), ("retry", folder, "oom", "auto"), ("extend", folder, 5, "auto")]
+    assert called == [*asked, ("resume", folder, "head:6379")]
+
+
+@pytest.mark.parametrize("command", ["resume", "retry --failed", "extend --trials 5", "confirm"])
+def test_an_address_is_that_of_a_ray(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *options = command.split()
+    with pytest.raises(SystemExit) as e:
+        cli.main([name, str(folder), *options, "--address", "http://head:8265"])
+    assert e.value.code == 2
+    assert "must be auto, local or HOST:PORT, but is 'http://head:8265'" in capsys.readouterr().err
 
 
 def test_a_confirmation_is_handed_on_as_it_is_asked(folder: Path, called: list[tuple[Any, ...]]) -> None:
     assert cli.main(["confirm", str(folder)]) == 1
     options = ["--top", "2", "--seeds", "4", "--episodes", "50", "--metric", "q_excess:min"]
-    assert cli.main(["confirm", str(folder), *options, "--address", "auto", "--dry-run"]) == 1
+    assert cli.main(["confirm", str(folder), *options, "--address", "local", "--dry-run"]) == 1
     asked = Ask(2, 4, 50, Objective("q_excess", "min"))
     assert called == [
-        ("confirm", folder, Ask(3, 5, None, None), "local", False),
-        ("confirm", folder, asked, "auto", True),
+        ("confirm", folder, Ask(3, 5, None, None), "auto", False),
+        ("confirm", folder, asked, "local", True),
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from offrl_ray.distributed import callbacks
 from offrl_ray.distributed.callbacks import Reports, Watch
+from offrl_ray.sweep.plan import Resources
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def trial(name: str, status: str) -> Any:
 
 def test_no_trial_is_ended_before_all_have_saved_themselves(tmp_path: Path, waited: list[Any]) -> None:
     conductor: Any = SimpleNamespace(draining="", take=lambda trial, batch: False)
-    watch = Watch(conductor, tmp_path, 1800, lambda: None)
+    watch = Watch(conductor, tmp_path, Resources(), lambda: None, print)
     reports = Reports(conductor, watch)
     trials = [trial("00", "RUNNING"), trial("01", "PENDING"), trial("02", "RUNNING"), trial("03", "TERMINATED")]
     watch.on_step_begin(1, trials)

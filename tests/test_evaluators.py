@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from offrl_ray.distributed import evaluators
-from offrl_ray.distributed.evaluators import ANSWER_SECONDS, RayEvaluator
+from offrl_ray.distributed.evaluators import ANSWER_SECONDS, LOOK_SECONDS, RETRIES, RayEvaluator
 
 LIMIT = 100.0
 
@@ -115,3 +115,82 @@ def test_evaluations_wait_until_an_actor_that_cannot_be_reached_is_another_one(p
     assert lost.error == "attempt 1: its evaluator could not be reached"
     assert (line.pending, paper.killed) == (1, ["a"])
     assert sum("evaluate" in ref for ref in paper.asked) == 2
+
+
+def of(step: int) -> Any:
+    return SimpleNamespace(step=step, digest="d")
+
+
+def asked(paper: Paper, *names: str) -> list[str]:
+    """Which actors were asked to evaluate, in order."""
+    return [ref.split()[0] for ref in paper.asked if "evaluate" in ref and (not names or ref.startswith(names))]
+
+
+def seconds(paper: Paper, line: RayEvaluator, n: float, silent: set[str]) -> list[Any]:
+    """Let time pass; all actors but the silent ones answer how busy they are."""
+    results = []
+    for _ in range(int(n)):
+        paper.now += 1
+        paper.answers |= {ref: 0.0 for ref in paper.looks() if ref.split()[0] not in silent}
+        results += line.poll(0)
+    return results
+
+
+def test_what_an_actor_that_is_down_was_asked_goes_to_others_and_costs_no_attempt(paper: Paper) -> None:
+    """Its node is gone: Ray keeps its questions until it has another place, which may be never."""
+    line = RayEvaluator(["a", "b", "c"], "here", 2, LIMIT)
+    line.submit(of(1))
+    assert asked(paper) == ["a"]
+    assert seconds(paper, line, LOOK_SECONDS + ANSWER_SECONDS + 2, {"a"}) == []
+    assert asked(paper) == ["a", "b"]
+    for step in range(2, 6):
+        line.submit(of(step))
+    assert "a" not in asked(paper)[2:]
+    assert paper.killed == []
+    paper.answers |= dict.fromkeys(paper.asked[1:], 0.0)
+    seconds(paper, line, 2 * LOOK_SECONDS, set())
+    line.submit(of(6))
+    line.submit(of(7))
+    line.submit(of(8))
+    assert "a" in asked(paper)[-3:]
+
+
+def test_an_actor_that_is_down_for_long_may_be_frozen_and_is_killed(paper: Paper) -> None:
+    line = RayEvaluator(["a", "b"], "here", 1, LIMIT)
+    line.submit(of(1))
+    seconds(paper, line, LOOK_SECONDS + ANSWER_SECONDS + 2, {"a"})
+    assert paper.killed == []
+    seconds(paper, line, LIMIT + LOOK_SECONDS + ANSWER_SECONDS + 2, {"a"})
+    assert paper.killed == ["a"]
+
+
+def test_when_all_are_down_evaluations_wait_for_them(paper: Paper) -> None:
+    line = RayEvaluator(["a", "b"], "here", 1, 10 * LIMIT)
+    line.submit(of(1))
+    line.submit(of(2))
+    assert seconds(paper, line, LIMIT, {"a", "b"}) == []
+    assert (line.pending, len(asked(paper))) == (2, 3)
+
+
+def test_an_evaluation_that_takes_every_actor_down_is_lost_in_the_end(paper: Paper) -> None:
+    line = RayEvaluator(list("abcdefghijklmn"), "here", 13, 100 * LIMIT)
+    line.submit(of(1))
+    results = []
+    for _ in range((RETRIES + 1) ** 2):
+        last = asked(paper)[-1]
+        results += seconds(paper, line, LOOK_SECONDS + ANSWER_SECONDS + 2, set(asked(paper)))
+        assert last in asked(paper)
+    assert [r.error for r in results] == [f"attempt {i}: its evaluator does not answer" for i in (1, 2, 3)]
+    assert line.pending == 0
+    assert len(asked(paper)) == (RETRIES + 1) ** 2
+
+
+def test_evaluations_that_an_unreachable_actor_refused_go_to_others(paper: Paper) -> None:
+    line = RayEvaluator(["a", "b"], "here", 1, LIMIT)
+    line.submit(of(1))
+    gone = ray.exceptions.ActorUnavailableError("it cannot be reached", None)
+    for second in range(ANSWER_SECONDS + 1):
+        paper.now = float(second)
+        paper.answers = dict.fromkeys((ref for ref in paper.asked if ref.startswith("a")), gone)
+        assert line.poll(0) == []
+    assert asked(paper) == ["a", "b"]

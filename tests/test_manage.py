@@ -35,10 +35,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def resumed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Folders that were gone on with."""
-    found: list[Path] = []
-    monkeypatch.setattr(manage, "resume", lambda folder: found.append(folder) or 0)
+def resumed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
+    """Folders that were gone on with, and the Ray they were to use."""
+    found: list[tuple[Path, str]] = []
+    monkeypatch.setattr(manage, "resume", lambda folder, address: found.append((folder, address)) or 0)
     return found
 
 
@@ -70,34 +70,34 @@ def test_without_a_driver_there_is_no_sweep_to_stop(folder: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("reason", [None, "oom"])
-def test_failed_trials_are_opened_again(reason: str | None, folder: Path, resumed: list[Path]) -> None:
-    assert manage.retry(folder, reason) == 0
+def test_failed_trials_are_opened_again(reason: str | None, folder: Path, resumed: list[tuple[Path, str]]) -> None:
+    assert manage.retry(folder, reason, "here:1") == 0
     assert [(r["kind"], r["trial"]) for r in added(folder)] == [("retry", "02")]
     assert State.read(folder).trials["02"].status == "queued"
-    assert resumed == [folder]
+    assert resumed == [(folder, "here:1")]
 
 
-def test_a_class_that_no_trial_failed_by_names_those_there_are(folder: Path, resumed: list[Path]) -> None:
+def test_a_class_that_no_trial_failed_by_names_those_there_are(folder: Path, resumed: list[tuple[Path, str]]) -> None:
     with pytest.raises(UsageError, match=r"of class 'hang'.*class oom"):
         manage.retry(folder, "hang")
     assert (added(folder), resumed) == ([], [])
 
 
-def test_with_nothing_failed_nothing_is_retried(tmp_path: Path, resumed: list[Path]) -> None:
+def test_with_nothing_failed_nothing_is_retried(tmp_path: Path, resumed: list[tuple[Path, str]]) -> None:
     ledgers.write(tmp_path, [plan(POINTS[:1]), session(), fault("00"), *whole("00")])
     with pytest.raises(UsageError, match="none of its trials failed"):
         manage.retry(tmp_path, None)
     assert resumed == []
 
 
-def test_a_search_may_ask_for_more(tmp_path: Path, resumed: list[Path]) -> None:
+def test_a_search_may_ask_for_more(tmp_path: Path, resumed: list[tuple[Path, str]]) -> None:
     ledgers.write(tmp_path, [plan([], search={"trials": 2}, objectives=after("success_once")), session()])
-    assert manage.extend(tmp_path, 5) == 0
+    assert manage.extend(tmp_path, 5, "here:1") == 0
     assert State.read(tmp_path).extended == 5
-    assert resumed == [tmp_path]
+    assert resumed == [(tmp_path, "here:1")]
 
 
-def test_a_grid_has_no_more_points_and_less_is_none(folder: Path, resumed: list[Path]) -> None:
+def test_a_grid_has_no_more_points_and_less_is_none(folder: Path, resumed: list[tuple[Path, str]]) -> None:
     with pytest.raises(UsageError, match="is a grid"):
         manage.extend(folder, 5)
     with pytest.raises(UsageError, match=r"--trials must be >= 1, but got 0"):
@@ -113,7 +113,7 @@ def test_a_folder_without_a_sweep_is_refused_and_left_alone(what: str, tmp_path:
 
 
 @pytest.mark.parametrize("what", ["retry", "extend"])
-def test_beside_a_driver_nothing_is_written(what: str, folder: Path, resumed: list[Path]) -> None:
+def test_beside_a_driver_nothing_is_written(what: str, folder: Path, resumed: list[tuple[Path, str]]) -> None:
     with Ledger(folder), pytest.raises(UsageError, match="is being written by process 7"):
         getattr(manage, what)(folder, None if what == "retry" else 1)
     assert (added(folder), resumed) == ([], [])

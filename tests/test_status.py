@@ -228,6 +228,17 @@ def test_cost_is_told_so_far_and_to_go() -> None:
     assert s.to_go.gpu_hours == pytest.approx((36 * 0.5 + 180 * 2 * 0.25) / 3600)
 
 
+def test_cost_counts_what_the_newest_driver_reserves() -> None:
+    planned = {"gpus_per_trial": 0.25, "evaluators": None, "gpus_per_evaluator": 0.5}
+    log = [start("00"), train("00", 6)]
+    assert at(60, *log, resources=planned).so_far.gpu_hours == pytest.approx((6 * 0.25 + 60 * 0.5) / 3600)
+    used = planned | {"gpus_per_trial": 0.5, "evaluators": 4}
+    state = State(numbered([plan(POINTS, resources=planned), session(resources=used), *log]))
+    assert state.session
+    cost = summary(state, state.session["time"] + 60).so_far
+    assert cost.gpu_hours == pytest.approx((6 * 0.5 + 60 * 4 * 0.5) / 3600)
+
+
 def test_the_wall_time_of_all_drivers_adds_up_and_pauses_do_not_count() -> None:
     log = numbered([session(), plan(POINTS), *work("00", 4)])
     first = len(log) - 1

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offrl_ray.distributed import address
 from offrl_ray.errors import UsageError, did_you_mean
 from offrl_ray.store import StoreError, called, given
 
@@ -30,7 +31,8 @@ def add_to(commands: Any) -> None:
     p.add_argument("--quick", action="store_true", help="do not read the checkpoints")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add("rebuild", _rebuild, "write everything that is derived from the records anew", REBUILD)
-    add("resume", _resume, "go on with the trials that have not ended", "Does nothing if all have.")
+    p = add("resume", _resume, "go on with the trials that have not ended", "Does nothing if all have.")
+    joining = [p]
     p = add("pull", _pull, "copy a sweep from its URL into an ordinary folder, or bring such a copy up to date", PULL)
     p.add_argument("to", metavar="TO", type=Path, help="new folder, or one of an earlier pull")
     p.add_argument("--checkpoints", action="store_true", help="the checkpoints, too")
@@ -39,15 +41,19 @@ def add_to(commands: Any) -> None:
     p = add("retry", _retry, "open failed trials again and go on with them", "They continue from their checkpoints.")
     p.add_argument("--failed", action="store_true", required=True, help="those that failed; all others have a result")
     p.add_argument("--reason", metavar="CLASS", help="only of this class, such as oom or infra")
+    joining.append(p)
     p = add("extend", _extend, "ask for more points of a search and go on", "A grid has no more points.")
     p.add_argument("--trials", metavar="N", type=int, required=True, help="additional points in every cell")
+    joining.append(p)
     p = add("confirm", _confirm, "run the best points again on other seeds, in DIR/confirm", CONFIRM)
     p.add_argument("--top", metavar="N", type=int, default=3, help="how many of the completed trials (default: 3)")
     p.add_argument("--seeds", metavar="N", type=int, default=5, help="training seeds of each (default: 5)")
     p.add_argument("--episodes", metavar="N", type=int, help="of an evaluation, per seed (default: the sweep's)")
     p.add_argument("--metric", metavar="METRIC[:min]", help="what is best (default: the sweep's first objective)")
-    p.add_argument("--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)")
     p.add_argument("--dry-run", action="store_true", help="show points, seeds and time, and stop")
+    joining.append(p)
+    for p in joining:
+        p.add_argument("--address", type=address.option, default="auto", metavar="RAY", help=address.HELP)
     p = add("export", _export, "write a trial's newest policies as files that load without this package")
     p.usage = "offrl-ray export [-h] DIR (--best | TRIAL) OUT"
     p.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name")
@@ -166,7 +172,7 @@ def _resume(args: argparse.Namespace) -> int:
     _state(args.folder)
     from offrl_ray.distributed.manage import resume
 
-    return resume(args.folder)
+    return resume(args.folder, args.address)
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -186,7 +192,7 @@ def _retry(args: argparse.Namespace) -> int:
         raise UsageError([f"--reason is no class of failures: {args.reason!r}; {did_you_mean(args.reason, FAILURES)}"])
     from offrl_ray.distributed.manage import retry
 
-    return retry(args.folder, args.reason)
+    return retry(args.folder, args.reason, args.address)
 
 
 def _extend(args: argparse.Namespace) -> int:
@@ -197,7 +203,7 @@ def _extend(args: argparse.Namespace) -> int:
         raise UsageError([f"{args.folder} holds a grid, which has no more points; extend asks a search for more"])
     from offrl_ray.distributed.manage import extend
 
-    return extend(args.folder, args.trials)
+    return extend(args.folder, args.trials, args.address)
 
 
 def _confirm(args: argparse.Namespace) -> int:

@@ -11,9 +11,11 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from offrl_ray.distributed.failures import classify, error_of, trace_of
+from offrl_ray.distributed.waiting import TRIALS, Waiting, coming
 from offrl_ray.store import publish
 from offrl_ray.sweep import requests
 from offrl_ray.sweep.conductor import Conductor, Job
+from offrl_ray.sweep.plan import Resources
 
 LOOK_SECONDS = 1.0
 START_SECONDS = 120
@@ -65,11 +67,19 @@ class Reports(_Unpickled, tune.Stopper):
 class Watch(_Unpickled, tune.Callback):
     """Looks after what Tune does not: trials that say nothing, requests from outside, attempts that were lost."""
 
-    def __init__(self, conductor: Conductor, folder: Path, hang_seconds: float, tick: Callable[[], None]):
-        self._conductor, self._folder, self._limit, self._tick = conductor, folder, hang_seconds, tick
+    def __init__(
+        self,
+        conductor: Conductor,
+        folder: Path,
+        resources: Resources,
+        tick: Callable[[], None],
+        say: Callable[[str], None],
+    ):
+        self._conductor, self._folder, self._tick = conductor, folder, tick
+        self._limit, self._wants = resources.hang_seconds, (resources.cpus_per_trial, resources.gpus_per_trial)
         self._heard: dict[str, float] = {}
         self._looked = 0.0
-        self._moved = time.monotonic()  # when a trial ran last, or none waited
+        self._waiting = Waiting(say)  # since a trial ran last, or none waited
         self.saved = False  # all trials, because the conductor drains
 
     def heard(self, trial: str) -> None:
@@ -94,16 +104,19 @@ class Watch(_Unpickled, tune.Callback):
                 self.heard(name)
                 self._tell(trial.config["job"])
                 ray.kill(actor)
-        self._stuck(now, [t.status for t in trials])
+        self._stuck([t.status for t in trials])
         self._tick()
 
-    def _stuck(self, now: float, statuses: list[str]) -> None:
+    def _stuck(self, statuses: list[str]) -> None:
         """A process that freezes while it starts is no trial's yet; nor is one that the cluster has no room for."""
         if "RUNNING" in statuses or "PENDING" not in statuses:
-            self._moved = now
-        elif now - self._moved > max(self._limit, START_SECONDS):
+            self._waiting.over()
+            return
+        self._waiting.look(statuses.count("PENDING"), TRIALS, *self._wants)
+        waited = self._waiting.seconds
+        if waited > max(self._limit, START_SECONDS) and not coming(*self._wants):
             free = ray.available_resources()
-            self._conductor.drain(f"a trial waits and none has started for {now - self._moved:.0f} s; free are {free}")
+            self._conductor.drain(f"a trial waits and none has started for {waited:.0f} s; free are {free}")
 
     def _save(self, trials: list[Any]) -> None:
         """Let every trial end its step and save itself; Tune kills those that take more than 5 s."""

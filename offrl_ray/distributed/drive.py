@@ -1,6 +1,7 @@
 """One session of a sweep: own its folder, run what it owes, leave it whole."""
 
 import contextlib
+import dataclasses
 import os
 import platform
 import secrets
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from offrl_ray import checkpoint, records
-from offrl_ray.distributed import session
+from offrl_ray.config import RunConfig
+from offrl_ray.distributed import feasible, preflight, session
+from offrl_ray.distributed.address import LOCAL
 from offrl_ray.exits import DISK_FULL
 from offrl_ray.run import Loaded
-from offrl_ray.store import called
+from offrl_ray.store import called, store
 from offrl_ray.sweep import derived, events, requests, reuse
 from offrl_ray.sweep.conductor import Conductor
-from offrl_ray.sweep.ledger import Ledger, Record, safe_trial
+from offrl_ray.sweep.ledger import LOCK, Ledger, Record, safe_trial
 from offrl_ray.sweep.plan import Keep, Plan, Resources
 from offrl_ray.sweep.retention import Stored, to_drop
 from offrl_ray.sweep.status import Progress
@@ -41,8 +44,26 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
     """Run what the folder still owes of a plan; its `record` begins a new one.
 
     Results of the sweeps beside it that are results of this one too are copied, unless the plan says fresh. Exit code:
-    0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted.
+    0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted. Raises
+    UsageError, with nothing written, if no Ray can be joined or the one that is cannot hold the sweep.
     """
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        return _drive(folder, plan, record, loaded, address)
+    finally:
+        _unmake(folder, new)
+
+
+def _unmake(folder: Path, new: list[Path]) -> None:
+    """Remove the folders that were made for a sweep that has written nothing."""
+    if new and not (folder / records.FILE).exists():
+        (folder / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
+
+
+def _drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str) -> int:
     place = called(folder)
     with Ledger(folder) as ledger:
         ledger.check(plan.digest, loaded.files)
@@ -57,34 +78,67 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
         if known and conductor.finished:
             say(f"{place}: this sweep has ended; nothing to do")
             return _report(conductor, 0)
-        session_ = {"kind": "session", "host": socket.gethostname(), "pid": os.getpid(), "argv": sys.argv}
-        # a kill may leave the first of these alone, which must not be the session: it owes nothing
-        conductor.write(*([] if known else [record]), {**session_, "versions": versions()})
-        if known:
-            left = sum(conductor.state.counts()[s] for s in ("running", "queued"))
-            say(f"{place}: going on with the {left} known points that have not ended")
         return _report(conductor, _run(conductor, record, loaded, address))
 
 
 def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str) -> int:
-    folder = conductor.ledger.folder
+    folder, known = conductor.ledger.folder, conductor.state.plan is not None
     namespace = f"offrl-{record['digest']}-{secrets.token_hex(4)}"
-    follow = Follow(conductor, Keep(**record["keep"]))
-    with session.ray_session(address, namespace), _draining(conductor) as code:
-        # imports Ray, which reads its settings then; and --help and bad input answer without it
+    wanted, here = Resources(**record["resources"]), versions()
+    follow = None
+    if session.locate(address).address == LOCAL:
+        feasible.resources(wanted, _cfgs(conductor), [preflight.machine(here)], here, [])
+    with session.ray_session(address, namespace) as joined, _draining(conductor) as code:
+        # Ray reads its settings when it is imported; and --help and bad input answer without it
         from offrl_ray.distributed.fit import fit
-        from offrl_ray.distributed.pack import pack
 
-        resources = Resources(**record["resources"])
-        if resources.pack:
-            found = pack(conductor.plan, loaded, resources, say)
-            say(found.told)
-            resources = found.resources
-        fit(resources, loaded, conductor, namespace, follow)
+        say(joined.line)
+        nodes, resources = _reserve(conductor, wanted, loaded, joined.address, here)
+        session_ = {"kind": "session", "host": socket.gethostname(), "pid": os.getpid(), "argv": sys.argv}
+        session_ |= {"address": joined.address, "nodes": [n.record() for n in nodes], "versions": here}
+        session_ |= {"resources": dataclasses.asdict(resources)}
+        # a kill may leave the first of these alone, which must not be the session: it owes nothing
+        conductor.write(*([] if known else [record]), session_)
+        if known:
+            left = sum(conductor.state.counts()[s] for s in ("running", "queued"))
+            say(f"{called(folder)}: going on with the {left} known points that have not ended")
+        follow = Follow(conductor, Keep(**record["keep"]))
+        fit(resources, loaded, conductor, namespace, follow, say)
+    if follow is None:  # ended at once, before it began
+        return next(iter(code), 0)
     follow()
     follow.close()
     derived.rebuild(folder)
     return next(iter(code), 0)
+
+
+def _reserve(
+    conductor: Conductor, wanted: Resources, loaded: Loaded, address: str, here: dict[str, str]
+) -> tuple[list[preflight.Node], Resources]:
+    """The nodes of the Ray that was joined, and what trials and evaluators reserve there.
+
+    Raises UsageError if it cannot hold the sweep.
+    """
+    import ray
+
+    from offrl_ray.distributed.pack import pack
+
+    alone, folder = address == LOCAL, conductor.ledger.folder
+    own = preflight.machine(here)._replace(resources=ray.cluster_resources())
+    nodes = [own] if alone else preflight.nodes([] if store(folder) else [folder])
+    kinds = [] if alone else preflight.kinds()
+    resources, notes = feasible.resources(wanted, _cfgs(conductor), nodes, here, kinds)
+    for note in notes:
+        say(note)
+    if not resources.pack:
+        return nodes, resources
+    found = pack(conductor.plan, loaded, resources, say)
+    say(found.told)
+    return nodes, found.resources
+
+
+def _cfgs(conductor: Conductor) -> list[RunConfig]:
+    return [c.cfg for c in conductor.plan.cells]
 
 
 @contextlib.contextmanager

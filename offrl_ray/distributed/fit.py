@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune
 
 from offrl_ray.distributed.callbacks import Jobs, Reports, Watch
-from offrl_ray.distributed.evaluators import start_actors
+from offrl_ray.distributed.reserve import start_actors
 from offrl_ray.distributed.trainable import Shared, Trial
 from offrl_ray.run import Loaded
 from offrl_ray.store import called
@@ -15,28 +15,43 @@ from offrl_ray.sweep.conductor import Conductor
 from offrl_ray.sweep.plan import Resources
 
 
-def fit(resources: Resources, loaded: Loaded, conductor: Conductor, namespace: str, tick: Callable[[], None]) -> None:
-    """Run until the conductor has nothing left, or drains."""
+def fit(
+    resources: Resources,
+    loaded: Loaded,
+    conductor: Conductor,
+    namespace: str,
+    tick: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Run until the conductor has nothing left, or drains. `resources` names the number of evaluators."""
     r = resources
-    actors = start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator)
+    assert r.evaluators is not None
+    ended = lambda: conductor.draining  # noqa: E731
+    actors = start_actors(r.evaluators, namespace, r.cpus_per_evaluator, r.gpus_per_evaluator, say, ended)
     shared = Shared(
         folder=called(conductor.ledger.folder),
         data=[(d.arrays, d.spec) for d in loaded.data],
         data_of=loaded.of_setting,
-        evaluators=[f"evaluator-{i}" for i in range(len(actors))],
+        evaluators=list(actors),
         namespace=namespace,
         hang_seconds=r.hang_seconds,
     )
     trial = tune.with_parameters(Trial, shared=shared)
-    schedule(tune.with_resources(trial, {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}), conductor, r, tick)
+    schedule(tune.with_resources(trial, {"cpu": r.cpus_per_trial, "gpu": r.gpus_per_trial}), conductor, r, tick, say)
 
 
-def schedule(trainable: Any, conductor: Conductor, resources: Resources, tick: Callable[[], None]) -> None:
+def schedule(
+    trainable: Any,
+    conductor: Conductor,
+    resources: Resources,
+    tick: Callable[[], None],
+    say: Callable[[str], None] = print,
+) -> None:
     """Tune places and runs; retries, restores and snapshots are not its business (sweep/conductor.py)."""
     folder = conductor.ledger.folder
     notes = folder / ".tune"
     shutil.rmtree(notes, ignore_errors=True)  # of a driver that was killed
-    watch = Watch(conductor, folder, resources.hang_seconds, tick)
+    watch = Watch(conductor, folder, resources, tick, say)
     config = tune.TuneConfig(
         search_alg=Jobs(conductor),
         num_samples=-1,

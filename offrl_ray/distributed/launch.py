@@ -12,6 +12,7 @@ from offrl_ray import probe, run
 from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
 from offrl_ray.distributed import options, session
+from offrl_ray.distributed.address import LOCAL
 from offrl_ray.distributed.drive import drive, say, versions
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
@@ -118,10 +119,15 @@ def describe(question: str, work: Plan, resources: Resources) -> str:
             f"{what}{merged} x seeds {', '.join(map(str, first.train.seeds))}, "
             f"{first.train.steps} updates of {first.train.batch_size} chunks, {first.eval.episodes} episodes per seed "
             f"every {first.eval.every} updates and at the end",
-            f"per trial {_reserved(r)}; {r.evaluators} evaluation actors of "
+            f"per trial {_reserved(r)}; {_count(r)} of "
             f"{r.cpus_per_evaluator:g} CPU, {r.gpus_per_evaluator:g} GPU; data {', '.join(first.data.files)}",
         ]
     )
+
+
+def _count(r: Resources) -> str:
+    each = "per GPU of the cluster" if r.gpus_per_evaluator else "in all"
+    return f"one evaluation actor {each}," if r.evaluators is None else f"{r.evaluators} evaluation actors"
 
 
 def _reserved(r: Resources) -> str:
@@ -131,13 +137,14 @@ def _reserved(r: Resources) -> str:
 
 
 def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> str:
-    """Time, memory and disk of a plan in words, from a few of its updates: here, or on a cluster that is named."""
+    """Time, memory and disk of a plan in words, from a few of its updates: here, or on a cluster that is joined."""
+    alone = session.locate(address).address == LOCAL
     here = probe.device_here(work)
     if here and not resources.pack:
-        slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if address == "local" else 1
+        slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if alone else 1
         return probe.report(work, probe.probes(work, loaded), max(1, slots))
     why = f"train.device is {work.cells[0].cfg.train.device}, and this machine has no GPU"
-    if resources.pack or address != "local":
+    if resources.pack or not alone:
         try:
             with session.ray_session(address, f"offrl-dry-run-{os.getpid()}"):
                 from offrl_ray.distributed.pack import pack

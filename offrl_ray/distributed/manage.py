@@ -23,7 +23,7 @@ ANSWER_SECONDS = 30
 POLL_SECONDS = 0.2
 
 
-def resume(folder: Path, address: str = "local") -> int:
+def resume(folder: Path, address: str = "auto") -> int:
     """Go on with what a sweep still owes; exit code as `drive`."""
     state = _sweep(folder)
     assert state.plan
@@ -63,7 +63,7 @@ def _ask(folder: Path, trial: str | None) -> int:
     return 0
 
 
-def retry(folder: Path, reason: str | None) -> int:
+def retry(folder: Path, reason: str | None, address: str = "auto") -> int:
     """Open failed trials again, all or those of one class, and go on."""
     with Ledger(_checked(folder)) as ledger:
         failed = [t for t in ledger.state.trials.values() if t.status == "failed" and t.end]
@@ -76,10 +76,10 @@ def retry(folder: Path, reason: str | None) -> int:
             )
         ledger.write([{"kind": "retry", "trial": name} for name in chosen])
     say(f"{called(folder)}: trying {len(chosen)} failed trials again")
-    return resume(folder)
+    return resume(folder, address)
 
 
-def extend(folder: Path, trials: int) -> int:
+def extend(folder: Path, trials: int, address: str = "auto") -> int:
     """Let every cell of a search ask for more points, and go on."""
     if trials < 1:
         raise UsageError([f"--trials must be >= 1, but got {trials}"])
@@ -87,10 +87,10 @@ def extend(folder: Path, trials: int) -> int:
         if not (ledger.state.plan and ledger.state.plan["search"]):
             raise UsageError([f"{called(folder)} is a grid, which has no more points; begin another with wider axes"])
         ledger.write([{"kind": "extend", "trials": trials}])
-    return resume(folder)
+    return resume(folder, address)
 
 
-def confirm(folder: Path, ask: Ask, address: str = "local", dry_run: bool = False) -> int:
+def confirm(folder: Path, ask: Ask, address: str = "auto", dry_run: bool = False) -> int:
     """Run the best points of a sweep again on other seeds, or go on with that; exit code as `drive`.
 
     What DIR/confirm has begun stays as it is, also when other points of a sweep that still runs have become better.

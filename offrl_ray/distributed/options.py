@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl_ray.config import parse_assignments
+from offrl_ray.distributed import address
 from offrl_ray.errors import UsageError
 from offrl_ray.store import given
 from offrl_ray.sweep import space
@@ -67,12 +68,12 @@ def parser(sweep: Sweep) -> argparse.ArgumentParser:
 
 def _add_resources(p: argparse.ArgumentParser) -> None:
     add = p.add_argument_group("where it runs (defaults: the preset's)").add_argument
-    add("--address", choices=["auto", "local"], default="local", help="Ray to use (default: a local one)")
+    add("--address", type=address.option, default="auto", metavar="RAY", help=f"{address.HELP} (default: auto)")
     add("--cpus-per-trial", type=float, metavar="N", help="CPU cores that a trial reserves")
     add("--gpus-per-trial", type=float, metavar="N", help="GPUs that a trial reserves; 0.25: four share one")
     about = "trials side by side on a GPU, or on a node where they use none: N if they fit, or as many as measured best"
     add("--pack", metavar="auto|N", help=f"{about} (default: what the shares allow)")
-    add("--evaluators", type=int, metavar="N", help="evaluation actors")
+    add("--evaluators", type=int, metavar="N", help="evaluation actors, in all")
     add("--cpus-per-evaluator", type=float, metavar="N", help="CPU cores that an evaluation actor reserves")
     add("--gpus-per-evaluator", type=float, metavar="N", help="share of a GPU that an evaluation actor reserves")
 

@@ -4,8 +4,16 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from offrl_ray.distributed import address as addresses
+from offrl_ray.errors import UsageError
 
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -17,30 +25,106 @@ SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they go to the records and to error_N.txt
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # nobody reads Tune's snapshots, and each writes all trials
 }
+RAY = "ray"  # inside: Ray opens the folder that it is given to all
+SOCKET_ROOM = 107 - len(
+    f"/{RAY}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.10"
+)  # Linux: a socket's path
+OLD_SECONDS = 24 * 3600
+
+
+class Joined(NamedTuple):
+    """The Ray of this session."""
+
+    address: str  # HOST:PORT, or local
+    line: str  # which it is, why, and what it has
+
+
+def locate(address: str) -> addresses.Found:
+    """Which Ray an `--address` stands for. Raises UsageError if RAY_ADDRESS is none."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    return addresses.find(address)
 
 
 @contextlib.contextmanager
-def ray_session(address: str, namespace: str) -> Iterator[None]:
-    """A local Ray of this machine's cores, or a running one ("auto"), with token authentication.
+def ray_session(address: str, namespace: str) -> Iterator[Joined]:
+    """A running Ray, or one of this machine's cores (`--address`: auto, local, HOST:PORT), with token authentication.
 
-    Ray reads its settings when it is imported, so nothing may import it before.
+    Ray reads its settings when it is imported, so nothing may import it before. Raises UsageError where none may be
+    joined.
     """
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
+    found = locate(address)
+    how: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     mask = os.umask(0o077)  # the token and the session's folder are for this user alone
     try:
-        _ensure_token()
+        if found.address == addresses.LOCAL:
+            _ensure_token()
+            how |= {"include_dashboard": False, "_temp_dir": str(private_folder())}
+        else:
+            addresses.check(found.address)
         import ray
 
         # at the end it would list, as errors, all trials that are not simply terminated
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-        ray.init(address, namespace=namespace, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        context = ray.init(found.address, **how)
     finally:
         os.umask(mask)
     try:
-        yield
+        yield Joined(found.address, _told(found, ray.nodes(), context.dashboard_url))
     finally:
         ray.shutdown()
+
+
+def _told(found: addresses.Found, nodes: list[dict[str, Any]], dashboard: str | None) -> str:
+    alive = [n for n in nodes if n["Alive"]]
+    cpus, gpus = (sum(n["Resources"].get(k, 0) for n in alive) for k in ("CPU", "GPU"))
+    has = f"{len(alive)} node{'s' * (len(alive) > 1)}, {cpus:g} CPU, {gpus:g} GPU"
+    if found.address == addresses.LOCAL:
+        return f"Ray: one of its own on this machine ({found.why}): {has}"
+    lines = [f"Ray: the one at {found.address} ({found.why}): {has}"]
+    if dashboard:
+        host, port = dashboard.rsplit(":", 1)
+        head = next((n for n in alive if "node:__internal_head__" in n["Resources"]), alive[0])
+        tunnel = f"ssh -N -L {port}:{host}:{port} {head['NodeManagerAddress']}"
+        lines.append(f"its dashboard, from elsewhere: {tunnel}, then http://127.0.0.1:{port}")
+    if note := addresses.token_note():
+        lines.append(note)
+    if os.environ["RAY_AUTH_MODE"] == "disabled":
+        lines.append("RAY_AUTH_MODE=disabled: whoever reaches this Ray can run code as you")
+    return "\n".join(lines)
+
+
+def private_folder() -> Path:
+    """Where our own Rays live, closed to other users.
+
+    Raises UsageError if the place is somebody else's.
+    """
+    name = f"offrl-ray-{os.getuid()}"
+    places = (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp")
+    folder = next(Path(p, name) for p in places if p and (len(p) + 1 + len(name) <= SOCKET_ROOM or p == "/tmp"))
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        rule = f"{folder} must be a folder of your own, for Ray's sockets and logs, but is a link or another user's"
+        raise UsageError([f"{rule}; remove it, or set RAY_TMPDIR to a short path that is yours"])
+    folder.chmod(0o700)
+    _clear(folder / RAY)
+    return folder / RAY
+
+
+def _clear(folder: Path) -> None:
+    """Remove the sessions of yesterday and before whose drivers are gone: their names end in a driver's pid."""
+    for path in folder.glob("session_2*_*"):
+        pid = path.name.rsplit("_", 1)[1]
+        if path.is_symlink() or not pid.isdecimal() or time.time() - path.stat().st_mtime < OLD_SECONDS:
+            continue
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # another user's by now
+            continue
 
 
 def _ensure_token() -> None:

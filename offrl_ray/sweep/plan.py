@@ -39,7 +39,7 @@ class Resources:
 
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
-    evaluators: int = 1
+    evaluators: int | None = 1  # None: one per GPU of the cluster, or one in all where they take no GPU
     cpus_per_evaluator: float = 0
     gpus_per_evaluator: float = 0
     hang_seconds: float = 1800  # a trial or an evaluation that says nothing for so long is ended

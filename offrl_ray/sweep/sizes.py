@@ -34,6 +34,6 @@ def lift_peg(
             about="GPUs: the documents' networks, batch 256, 30,000 updates, 100 episodes in 50 parallel environments",
             demos=Demos(env_id=PEG, episodes=1000, noise=(0.0, 0.1, 0.1, 0.3)),
             overrides={**hours, **full},
-            resources=Resources(gpus_per_trial=0.25, evaluators=1, cpus_per_evaluator=1, gpus_per_evaluator=0.25),
+            resources=Resources(gpus_per_trial=0.25, evaluators=None, cpus_per_evaluator=1, gpus_per_evaluator=0.25),
         ),
     }

@@ -133,8 +133,8 @@ def summary(state: State, now: float, running: bool = True) -> Summary:
 
 
 def _cost(state: State, train: float, wall: float | None) -> Cost:
-    r = (state.plan or {}).get("resources") or {}
-    trial, evaluators = r.get("gpus_per_trial", 0), r.get("evaluators", 0) * r.get("gpus_per_evaluator", 0)
+    r = (state.session or {}).get("resources") or (state.plan or {}).get("resources") or {}
+    trial, evaluators = r.get("gpus_per_trial", 0), (r.get("evaluators") or 1) * r.get("gpus_per_evaluator", 0)
     hours = (train * trial + (wall or 0.0) * evaluators) / 3600
     return Cost(train, wall, hours if trial or evaluators else None)
 

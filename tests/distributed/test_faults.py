@@ -7,8 +7,8 @@ eval actor hang                         test_processes_killed_and_frozen (SIGSTO
 trial hang                              test_processes_killed_and_frozen (SIGSTOP); test_each_fault (a sleep: stacks)
 driver SIGKILL, then resume             test_damaged_checkpoints; test_sweep.py; storms/driver.py
 driver SIGTERM, SIGINT, `stop`          test_signals; test_draining.py
-node loss, node freeze                  not here: it takes several nodes with a shared file system; for the driver a
-                                        trial that is lost with its node is one that died
+node loss                               test_nodes.py (two raylets on this machine)
+node freeze                             not here: for Ray it is a node that is lost, after half a minute
 head/GCS loss                           storms/driver.py --gcs; Ray needs a minute to notice
 OOM kill                                test_each_fault (MemoryError), test_failures.py; not the real ones: the kernel's
                                         is a SIGKILL, and Ray's monitor judges a memory that tests share with others

@@ -27,7 +27,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(home: Path, out: Path, *extra: str) -> tuple[list[str], dict[str, str]]:
     script = [sys.executable, str(ROOT / "tune_configs/tune_cpql.py"), "--preset", "smoke", "--out", str(out), *extra]
-    return script, {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    own = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "RAY_ADDRESS": "local"}
+    return script, {**os.environ, **own}
 
 
 def run(home: Path, out: Path, *extra: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,8 @@ def test_where_the_environments_run_changes_nothing(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "tune_configs/tune_rlpd.py"), "--preset", "smoke", "--out", str(tmp_path)]
     for setting in ("algo.cta_ratio=2", "algo.num_critics=2", "online.demo_ratio=0.5"):
         script += ["--set", setting]
-    env = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "RAY_ADDRESS": "local"}
+    env = {**os.environ, **own}
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     log, problems = records.read(tmp_path / "rlpd-smoke")

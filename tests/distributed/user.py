@@ -58,6 +58,7 @@ class Session:
         own = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": str(ROOT)}
         # SPT_NOENV: Ray changes its processes' titles, which would else overwrite the mark
         own |= {"OMP_NUM_THREADS": "1", "SPT_NOENV": "1", "SESSION_MARK": self.mark}
+        own["RAY_ADDRESS"] = "local"  # whatever Ray of somebody's runs here
         with self.out.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, argv)],
@@ -112,7 +113,7 @@ class Session:
     def processes(self) -> dict[int, str]:
         """Pid -> title of the driver and all that it has started, dead ones not counted."""
         mark = f"SESSION_MARK={self.mark}".encode()
-        return {pid: title for pid, title, environ in _all_processes() if mark in environ}
+        return {pid: title for pid, title, environ in all_processes() if mark in environ}
 
     def actors(self, *names: str) -> list[int]:
         """Pids of Ray actors whose class begins so; an actor's title tells its class and what it does."""
@@ -129,7 +130,7 @@ class Session:
         self.process.wait()
 
 
-def _all_processes() -> Iterator[tuple[int, str, bytes]]:
+def all_processes() -> Iterator[tuple[int, str, bytes]]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
