@@ -29,7 +29,7 @@ def test_only_variants_that_need_rewards_refuse_a_file_without(variant: str, wri
         data = load_data(cfg)
         assert (data.spec.reward_low, data.spec.reward_high) == (0.0, 0.0)
         return
-    with pytest.raises(UsageError, match=r"rewards are missing.*--record-rewards"):
+    with pytest.raises(UsageError, match=r"rewards are missing.*data replay"):
         load_data(cfg)
 
 

@@ -395,7 +395,7 @@ def test_a_cluster_without_gpus_is_what_is_not_known(
     elsewhere: tuple[Plan, Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pack, "pack", refuse)
-    told = launch.cost(*elsewhere, BASE, "auto")
+    told = launch.cost(*elsewhere, BASE, "10.0.0.1:6379")
     assert told.startswith("time and memory are not known: trials need a GPU, but none has one; --address")
     with pytest.raises(UsageError, match="none has one"):
         launch.cost(*elsewhere, dataclasses.replace(BASE, pack="auto"), "local")

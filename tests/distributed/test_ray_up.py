@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from offrl_ray.records import read
-from tests.distributed.user import ROOT, _all_processes, log_of, violations
+from tests.distributed.user import ROOT, all_processes, log_of, violations
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
@@ -134,7 +134,7 @@ class Host:
     def processes(self) -> dict[int, str]:
         """Pid -> title of all that was started on it."""
         mark = f"SESSION_MARK={self.mark}".encode()
-        return {pid: title for pid, title, environ in _all_processes() if mark in environ}
+        return {pid: title for pid, title, environ in all_processes() if mark in environ}
 
     def gone(self, seconds: float = 60) -> dict[int, str]:
         """What of it still runs after so long; ssh keeps a connection open for ten seconds."""
