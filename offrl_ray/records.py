@@ -161,7 +161,8 @@ class Writer:
     In a working copy they are on the store first, and a writer that has failed once writes no more.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, after: int | None = None):
+        """`after`: a number above the first ones of all segments that the store had when the log was read."""
         self._path, self._store = Path(folder) / FILE, store(Path(folder))
         self._failed: OSError | None = None
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,9 @@ class Writer:
                 f.write(rest + b"\n")
             sync(self._path.parent / TORN)
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(rest))
-        self._seq = max(_next_seq(lines), segments.after(self._store) if self._store else 0)
+        if after is None:
+            after = segments.after(self._store) if self._store else 0
+        self._seq = max(_next_seq(lines), after)
 
     def write(self, kind: str, **fields: Any) -> None:
         self.write_all([{"kind": kind, **fields}])

@@ -22,10 +22,14 @@ from offrl_ray.errors import UsageError
 
 T = TypeVar("T")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.ASCII)
+LIKE_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/", re.ASCII)  # a word that nobody gives a folder
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:=+-]*", re.ASCII)
 CREATES = ("s3", "s3a", "gs", "gcs", "memory")  # these refuse to create what exists, whoever is first
 WHOLE = (*CREATES, "abfs", "abfss", "az")  # a reader of these finds all of a file or none
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# a server that takes a request and says nothing: the client's own patience is minutes, and ours tries again
+QUICK = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"total_max_attempts": 1}}}
+OPTIONS: dict[str, dict[str, Any]] = {"s3": QUICK, "s3a": QUICK}
 PATIENCE_SECONDS = 60.0
 PAUSES = (0.5, 8.0)  # seconds before the second try, and at most
 REFUSED = (PermissionError, NotImplementedError, ValueError, TypeError, AttributeError)  # no better the next time
@@ -125,6 +129,11 @@ class Store(NamedTuple):
         return []
 
     @property
+    def lost(self) -> bool:
+        """Nothing of it outlives this process."""
+        return self._scheme == "memory"
+
+    @property
     def _scheme(self) -> str:
         return self.url.partition("://")[0]
 
@@ -156,6 +165,8 @@ class Store(NamedTuple):
             except REFUSED as e:
                 raise StoreError(f"{self.url} refuses: {type(e).__name__}: {e}") from e
             except Exception as e:  # each file system has errors of its own
+                if "Credentials" in type(e).__name__:
+                    raise StoreError(f"{self.url} refuses: {type(e).__name__}: {e}") from e
                 if time.monotonic() + pause - began > self.patience:
                     waited = f" for {self.patience:g} s" * (self.patience > 0)
                     raise StoreError(f"{self.url} does not answer{waited}: {type(e).__name__}: {e}") from e
@@ -168,7 +179,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     try:
-        fs, base = url_to_fs(url)
+        fs, base = url_to_fs(url, **OPTIONS.get(scheme, {}))
     except ImportError as e:
         fix = f"pip install 'offrl-ray[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "install what it names"
         raise UsageError([f"{url}: this machine cannot speak {scheme}: {e}; {fix}"]) from e
@@ -184,12 +195,23 @@ def copies() -> Path:
 def place(text: str | Path) -> Path:
     """The folder to work in for a path or a URL; file:// is the path itself. Raises UsageError for a malformed URL."""
     found = URL.fullmatch(str(text))
+    if found and found[1] == "file" and found[2].startswith("/"):
+        return Path(found[2])
     if not found or found[1] == "file":
-        return Path(str(text).removeprefix("file://")) if found else Path(text)
+        if LIKE_URL.match(str(text)):
+            raise UsageError([f"a URL must be SCHEME://BUCKET/PLACE or file:///PLACE, but got {str(text)!r}"])
+        return Path(text)
     parts = found[2].rstrip("/").split("/")
     if wrong := [p for p in parts if not PART.fullmatch(p)]:
         raise UsageError([f"a URL's parts must match {PART.pattern}, but got {wrong[0]!r} in {str(text)!r}"])
     return copies().joinpath(found[1], *parts)
+
+
+def local_path(text: str) -> Path:
+    """A path, for argparse, where no URL will do."""
+    if LIKE_URL.match(text):
+        raise argparse.ArgumentTypeError(f"must be a folder of this machine, but got {text!r}")
+    return Path(text)
 
 
 def given(text: str) -> Path:
@@ -238,8 +260,8 @@ def exists(path: Path) -> bool:
 
 
 def publish(path: Path) -> None:
-    """Let others read a file of a working copy, if the store takes it at once."""
-    if at := store(path.parent):
+    """Let others read a file of a working copy, if it is there and the store takes it at once."""
+    if (at := store(path.parent)) and path.exists():
         with contextlib.suppress(StoreError):
             at._replace(patience=0.0).put(path.name, path)
 

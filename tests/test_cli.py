@@ -755,7 +755,7 @@ def test_commands_on_a_folder_are_handed_on(folder: Path, called: list[tuple[Any
     commands += [["retry", path, "--failed", "--reason", "oom"], ["extend", path, "--trials", "5"]]
     commands += [["resume", path, "--address", "head:6379"]]
     assert [cli.main(c) for c in commands] == [1] * 7
-    asked = [("resume", folder, "auto"), ("stop", folder, None), ("stop", folder, "01")]
+    asked = [("resume", folder, "auto"), ("stop", folder, None, False), ("stop", folder, "01", False)]
     asked += [("retry", folder, None, "auto"), ("retry", folder, "oom", "auto"), ("extend", folder, 5, "auto")]
     assert called == [*asked, ("resume", folder, "head:6379")]
 

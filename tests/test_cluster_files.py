@@ -284,7 +284,10 @@ def test_a_slurm_job_has_whole_nodes_and_is_told_before_its_end() -> None:
     assert "--dashboard-host=127.0.0.1" in command
     run = re.search(r"ray symmetric-run (.*?) -- python (.*?) &", command)
     assert run
-    parse("tune_configs/tune_cpql.py", shlex.split(run[2])[1:-1])
+    told = shlex.split(run[2])[1:]
+    assert told.index("$@") < told.index("--name"), "the folder that is stopped is the one that is written"
+    parse("tune_configs/tune_cpql.py", [a for a in told if a != "$@"])
+    assert '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in command, "a step does not inherit it"
 
 
 def instructions() -> list[tuple[str, str]]:

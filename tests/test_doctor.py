@@ -169,9 +169,12 @@ def test_a_folder_that_cannot_be_written_to_is_told(monkeypatch: pytest.MonkeyPa
 
 def test_a_url_is_no_disk_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("offrl_ray.store.Store.problems", lambda self: [])
     results, cache = files.disks("s3://bucket/sweeps")
-    only([results], "ok", "s3://bucket/sweeps")
+    only([results], "ok", "s3://bucket/sweeps can be written to")
     assert str(tmp_path) in cache.found
+    monkeypatch.setattr("offrl_ray.store.Store.problems", lambda self: ["--out: it refuses"])
+    only([files.disks("s3://bucket/sweeps")[0]], "fail", "it refuses")
 
 
 def test_a_data_file_is_examined_in_its_own_modes(write_file: WriteFile, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Who drives a sweep at a URL."""
 
+import itertools
 import json
 import os
 import threading
@@ -16,6 +17,7 @@ from offrl_ray.store import place
 from offrl_ray.sweep import lease, requests
 from offrl_ray.sweep.ledger import Ledger
 from offrl_ray.sweep.status import driver_runs
+from tests import ledgers
 from tests.stores import failing, objects
 
 
@@ -53,13 +55,29 @@ def test_one_that_has_been_silent_is_waited_for(
     folder: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hold(url, 30)
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: hold(url, 61))
+    ages = iter([61])
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: [hold(url, age) for age in itertools.islice(ages, 1)])
     Ledger(folder).close()
     assert "waiting until that is a minute" in capsys.readouterr().err
     hold(url, 30)
     monkeypatch.setattr(lease.time, "sleep", lambda seconds: hold(url, 1))
     with pytest.raises(UsageError, match="is being written"):
         Ledger(folder)
+
+
+def test_one_whose_clock_is_behind_is_not_taken_for_dead(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(url, 300)
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: hold(url, 290))
+    with pytest.raises(UsageError, match="its clock is behind ours, but it lives"):
+        Ledger(folder)
+
+
+def test_a_word_that_was_lost_is_told_again(folder: Path, url: str) -> None:
+    with Ledger(folder):
+        store.store(folder).remove("driver.json")
+        eventually(lambda: "driver.json" in objects(url))
 
 
 def eventually(what: Any) -> None:
@@ -111,3 +129,31 @@ def test_what_is_asked_on_the_store_is_heard_and_done_once(folder: Path, url: st
     requests.ask(folder, None)
     requests.clear(folder)
     assert objects(url) == {}
+
+
+def test_what_is_written_after_the_log_was_read_fences_the_other_driver_off(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger(folder) as first:
+        first.write([ledgers.plan([ledgers.point("a")]), ledgers.session()])
+        with pytest.MonkeyPatch.context() as patch:  # another machine, whose lease was lost to clocks or the network
+            patch.setattr(lease.Lease, "take", lambda self: None)
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+            other = Ledger(place(url))
+        first.write(ledgers.work("a"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+            with pytest.raises(store.Fenced, match="has been written by another driver"):
+                other.write([ledgers.session()])
+            other._lock.release()
+
+
+def test_a_request_that_was_taken_back_meanwhile_is_not_obeyed(folder: Path) -> None:
+    class Deaf:
+        def drain(self, reason: str) -> None:
+            raise AssertionError(reason)
+
+    (folder / "requests").mkdir(parents=True)
+    (folder / "requests" / "stop").touch()
+    requests.obey(folder, Deaf())  # type: ignore[arg-type]
+    assert list((folder / "requests").iterdir()) == []

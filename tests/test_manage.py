@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +36,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def resumed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
-    """Folders that were gone on with, and the Ray they were to use."""
-    found: list[tuple[Path, str]] = []
-    monkeypatch.setattr(manage, "resume", lambda folder, address: found.append((folder, address)) or 0)
+def resumed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Folders that were gone on with, the Ray they were to use, and what was asked of them."""
+    found: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(manage, "resume", lambda *asked: found.append(asked) or 0)
     return found
 
 
@@ -70,34 +71,33 @@ def test_without_a_driver_there_is_no_sweep_to_stop(folder: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("reason", [None, "oom"])
-def test_failed_trials_are_opened_again(reason: str | None, folder: Path, resumed: list[tuple[Path, str]]) -> None:
+def test_failed_trials_are_opened_again(reason: str | None, folder: Path, resumed: list[tuple[Any, ...]]) -> None:
     assert manage.retry(folder, reason, "here:1") == 0
-    assert [(r["kind"], r["trial"]) for r in added(folder)] == [("retry", "02")]
-    assert State.read(folder).trials["02"].status == "queued"
-    assert resumed == [(folder, "here:1")]
+    assert resumed == [(folder, "here:1", [{"kind": "retry", "trial": "02"}])]
+    assert added(folder) == []  # the driver writes it, if nothing refuses it
 
 
-def test_a_class_that_no_trial_failed_by_names_those_there_are(folder: Path, resumed: list[tuple[Path, str]]) -> None:
+def test_a_class_that_no_trial_failed_by_names_those_there_are(folder: Path, resumed: list[tuple[Any, ...]]) -> None:
     with pytest.raises(UsageError, match=r"of class 'hang'.*class oom"):
         manage.retry(folder, "hang")
     assert (added(folder), resumed) == ([], [])
 
 
-def test_with_nothing_failed_nothing_is_retried(tmp_path: Path, resumed: list[tuple[Path, str]]) -> None:
+def test_with_nothing_failed_nothing_is_retried(tmp_path: Path, resumed: list[tuple[Any, ...]]) -> None:
     ledgers.write(tmp_path, [plan(POINTS[:1]), session(), fault("00"), *whole("00")])
     with pytest.raises(UsageError, match="none of its trials failed"):
         manage.retry(tmp_path, None)
     assert resumed == []
 
 
-def test_a_search_may_ask_for_more(tmp_path: Path, resumed: list[tuple[Path, str]]) -> None:
+def test_a_search_may_ask_for_more(tmp_path: Path, resumed: list[tuple[Any, ...]]) -> None:
     ledgers.write(tmp_path, [plan([], search={"trials": 2}, objectives=after("success_once")), session()])
     assert manage.extend(tmp_path, 5, "here:1") == 0
-    assert State.read(tmp_path).extended == 5
-    assert resumed == [(tmp_path, "here:1")]
+    assert resumed == [(tmp_path, "here:1", [{"kind": "extend", "trials": 5}])]
+    assert State.read(tmp_path).extended == 0
 
 
-def test_a_grid_has_no_more_points_and_less_is_none(folder: Path, resumed: list[tuple[Path, str]]) -> None:
+def test_a_grid_has_no_more_points_and_less_is_none(folder: Path, resumed: list[tuple[Any, ...]]) -> None:
     with pytest.raises(UsageError, match="is a grid"):
         manage.extend(folder, 5)
     with pytest.raises(UsageError, match=r"--trials must be >= 1, but got 0"):
@@ -112,11 +112,12 @@ def test_a_folder_without_a_sweep_is_refused_and_left_alone(what: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["retry", "extend"])
-def test_beside_a_driver_nothing_is_written(what: str, folder: Path, resumed: list[tuple[Path, str]]) -> None:
+def test_beside_a_driver_nothing_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manage, "plan_of", lambda record: None)
+    monkeypatch.setattr(manage, "load", lambda work: (None, None))
     with Ledger(folder), pytest.raises(UsageError, match="is being written by process 7"):
-        getattr(manage, what)(folder, None if what == "retry" else 1)
-    assert (added(folder), resumed) == ([], [])
+        manage.retry(folder, None)
+    assert added(folder) == []
 
 
 def test_a_driver_is_asked_and_waited_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,3 +144,12 @@ def test_a_driver_that_dies_is_not_waited_for(folder: Path, capsys: pytest.Captu
     assert not asked.is_alive()
     assert "its driver ended meanwhile" in capsys.readouterr().out
     shutil.rmtree(folder / requests.FOLDER)
+
+
+def test_who_waits_returns_when_the_driver_has_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([True, True, True, False])
+    monkeypatch.setattr(manage, "driver_runs", lambda folder: next(runs))
+    monkeypatch.setattr(manage, "_ask", lambda folder, trial: 0)
+    monkeypatch.setattr(manage, "POLL_SECONDS", 0)
+    assert manage.stop(folder, None, wait=True) == 0
+    assert list(runs) == []

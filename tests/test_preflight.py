@@ -108,10 +108,18 @@ def test_gpus_that_are_wanted_and_not_reserved_or_not_there() -> None:
 def test_what_an_autoscaler_can_bring_is_waited_for() -> None:
     gpu = Kind("gpu_worker", {"CPU": 8, "GPU": 1}, 4)
     found, notes = resources(GPU_SWEEP, [], [node()], HERE, [gpu])
-    assert found.evaluators == 1
-    assert [n.split(" wait ")[0] for n in notes] == ["1 evaluators", "trials"]
+    assert found.evaluators == 4  # as many as GPUs that can come
+    assert [n.split(" wait ")[0] for n in notes] == ["4 evaluators", "trials"]
     assert all("nodes of gpu_worker" in n for n in notes)
     assert "fits on no node" in refused(Resources(gpus_per_trial=2), [node()], [], [gpu])[0]
+
+
+def test_a_node_that_is_there_already_is_not_brought_again() -> None:
+    gpu = Kind("gpu_worker", {"CPU": 8, "GPU": 1}, 1)
+    whole = Resources(gpus_per_trial=1, evaluators=1, gpus_per_evaluator=0.5)
+    assert "a trial of 1 CPU and 1 GPU fits on no node" in refused(whole, [node(cpus=8, gpus=1)], [], [gpu])[0]
+    two = gpu._replace(most=2)
+    assert resources(whole, [], [node(cpus=8, gpus=1)], HERE, [two])[1][0].startswith("trials wait for nodes")
 
 
 def test_kinds_of_a_cluster_that_ray_up_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

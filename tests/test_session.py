@@ -1,6 +1,7 @@
 """Which Ray is joined, with which token, and where our own live. No Ray runs here but for the last test."""
 
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,36 @@ def test_one_line_says_which_ray_was_joined_and_the_tunnel_to_its_dashboard(
         f"Ray: the one at {HEAD} (RAY_ADDRESS): 2 nodes, 12 CPU, 2 GPU",
         "its dashboard, from elsewhere: ssh -N -L 8265:127.0.0.1:8265 10.0.0.9, then http://127.0.0.1:8265",
     ]
+
+
+@pytest.mark.parametrize(("mode", "becomes"), [(None, "token"), ("", "token"), ("disabled", "disabled")])
+def test_no_word_but_disabled_opens_a_ray(mode: str | None, becomes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    session.locate(LOCAL)
+    assert os.environ["RAY_AUTH_MODE"] == becomes
+
+
+@pytest.mark.parametrize("mode", ["off", "k8s", "Token"])
+def test_a_mode_that_ray_would_take_for_open_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(UsageError, match=f"RAY_AUTH_MODE must be token.*{mode!r}"):
+        session.locate(LOCAL)
+
+
+def test_a_local_ray_that_is_open_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    node = {"Alive": True, "NodeManagerAddress": "10.0.0.9", "Resources": {"CPU": 4.0}}
+    told = session._told(address.Found(LOCAL, "--address"), [node], "127.0.0.1:8265")
+    assert "whoever reaches this Ray can run code as you" in told
+    assert "tunnel" not in told
+    assert "8265" not in told
+
+
+def test_the_token_is_shown_to_no_program_of_another_user(home: Path, answers: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        started(home, f"127.0.0.1:{port}")
+        assert find("auto").address == f"127.0.0.1:{port}"
+        assert address._listens_as(os.getuid(), port)
+        assert not address._listens_as(os.getuid() + 1, port)

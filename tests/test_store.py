@@ -76,6 +76,12 @@ def test_a_url_that_is_none_is_refused(text: str, url: str) -> None:
         place(text)
 
 
+@pytest.mark.parametrize("text", ["S3://b/x", "s3://", "s3:/b/x", " s3://b/x", "file://runs"])
+def test_what_looks_like_a_url_is_no_folder(text: str) -> None:
+    with pytest.raises(UsageError, match="a URL must be SCHEME://BUCKET/PLACE"):
+        place(text)
+
+
 def test_other_places_are_folders(url: str, tmp_path: Path) -> None:
     assert place("runs/x") == Path("runs/x")
     assert place("file:///a/b") == Path("/a/b")
@@ -92,7 +98,7 @@ def test_a_working_copy_is_known_by_every_path_to_it(url: str, tmp_path: Path) -
 
 
 def test_a_file_system_that_is_not_installed_is_named_with_its_extra(url: str) -> None:
-    def missing(url: str) -> None:
+    def missing(url: str, **options: Any) -> None:
         raise ImportError("Install s3fs to access S3")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -334,6 +340,20 @@ def test_the_sweeps_beside_one(url: str) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/runs/notes/text.txt", b"")
     shutil.rmtree(store.copies())
     assert beside(folder) == [place("memory://bucket/runs/a"), place("memory://bucket/runs/b")]
+
+
+def test_a_neighbour_that_cannot_be_looked_at_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mine", "closed", "open"):
+        ledgers.write(tmp_path / name, [ledgers.plan([ledgers.point("a")])])
+    known = Path.exists
+
+    def exists(path: Path) -> bool:
+        if "closed" in path.parts:
+            raise PermissionError(13, "closed", str(path))
+        return known(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert beside(tmp_path / "mine") == [tmp_path / "open"]
 
 
 # -- a file system whose files are not whole from the first

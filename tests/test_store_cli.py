@@ -130,6 +130,23 @@ def test_a_store_that_cannot_be_written_is_told_with_all_other_problems(
         assert launch.main(SWEEP, ["--preset", "smoke", "--out", "memory://bucket/runs", *bad]) == 2
     err = capsys.readouterr().err
     assert "--out: memory://bucket/runs/cpql-smoke refuses: PermissionError: 403" in err
+    assert "--out: memory://bucket/runs/cpql-smoke is gone with this process" in err
     assert "algo.gamma" in err
     assert "--trials" in err
     assert objects("memory://bucket") == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "cpql", "--out", "s3://b/x"],
+        ["evaluate", "s3://b/x/trials/t/step_00000010"],
+        ["pull", "s3://b/x", "s3://b/y"],
+        ["export", "s3://b/x", "--best", "s3://b/y"],
+    ],
+)
+def test_where_no_url_will_do_none_is_taken_for_a_folder(command: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 2
+    assert "must be a folder of this machine, but got 's3://b/" in capsys.readouterr().err

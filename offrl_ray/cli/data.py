@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offrl_ray.errors import plain
+from offrl_ray.store import local_path
 
 if TYPE_CHECKING:
     from offrl_ray.collect.parts import Ask
@@ -40,7 +41,7 @@ def add_to(commands: Any) -> None:
         help="standard deviations of a scripted expert's action noise, in turn: 0,0.1,0.3 (default: 0)",
     )
     p.add_argument("--seed", type=int, default=0, help="episode i starts from seed + i")
-    p.add_argument("--out", type=Path, required=True, help="FILE.h5; FILE.json is written beside it")
+    p.add_argument("--out", type=local_path, required=True, help="FILE.h5; FILE.json is written beside it")
     p.add_argument("--workers", type=int, help="processes of a scripted expert; the file does not depend on them")
     p.set_defaults(command=_collect)
 
@@ -68,7 +69,7 @@ def add_to(commands: Any) -> None:
 
 
 def _replay_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--out", type=Path, required=True, help="FILE.h5; FILE.json is written beside it")
+    p.add_argument("--out", type=local_path, required=True, help="FILE.h5; FILE.json is written beside it")
     p.add_argument("--control-mode", default="pd_ee_delta_pose", help="of the new file (default: pd_ee_delta_pose)")
     p.add_argument("--reward-mode", default="sparse", help="rewards to record (default: sparse)")
     p.add_argument("--sim-backend", default="physx_cpu", help="physx_cpu (default) or physx_cuda: as you will evaluate")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from offrl_ray.distributed import address
 from offrl_ray.errors import UsageError, did_you_mean
-from offrl_ray.store import StoreError, called, given
+from offrl_ray.store import StoreError, called, given, local_path
 
 if TYPE_CHECKING:
     from offrl_ray.sweep.state import State, Trial
@@ -34,10 +34,11 @@ def add_to(commands: Any) -> None:
     p = add("resume", _resume, "go on with the trials that have not ended", "Does nothing if all have.")
     joining = [p]
     p = add("pull", _pull, "copy a sweep from its URL into an ordinary folder, or bring such a copy up to date", PULL)
-    p.add_argument("to", metavar="TO", type=Path, help="new folder, or one of an earlier pull")
+    p.add_argument("to", metavar="TO", type=local_path, help="new folder, or one of an earlier pull")
     p.add_argument("--checkpoints", action="store_true", help="the checkpoints, too")
     p = add("stop", _stop, "end the sweep's driver, or one trial", "A stopped trial ends as pruned, its results stay.")
     p.add_argument("trial", metavar="TRIAL", nargs="?", help="default: the driver, which saves and can be resumed")
+    p.add_argument("--wait", action="store_true", help="until the driver has saved everything and ended")
     p = add("retry", _retry, "open failed trials again and go on with them", "They continue from their checkpoints.")
     p.add_argument("--failed", action="store_true", required=True, help="those that failed; all others have a result")
     p.add_argument("--reason", metavar="CLASS", help="only of this class, such as oom or infra")
@@ -57,7 +58,7 @@ def add_to(commands: Any) -> None:
     p = add("export", _export, "write a trial's newest policies as files that load without this package")
     p.usage = "offrl-ray export [-h] DIR (--best | TRIAL) OUT"
     p.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial's name")
-    p.add_argument("out", metavar="OUT", type=Path, help="new folder")
+    p.add_argument("out", metavar="OUT", type=local_path, help="new folder")
     p.add_argument("--best", action="store_true", help="the best completed trial by the sweep's first objective")
 
 
@@ -181,7 +182,7 @@ def _stop(args: argparse.Namespace) -> int:
         _trial(state, args.folder, args.trial)
     from offrl_ray.distributed.manage import stop
 
-    return stop(args.folder, args.trial)
+    return stop(args.folder, args.trial, args.wait)
 
 
 def _retry(args: argparse.Namespace) -> int:

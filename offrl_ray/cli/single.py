@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offrl_ray import __version__
 from offrl_ray.errors import UsageError
+from offrl_ray.store import local_path
 
 if TYPE_CHECKING:
     from offrl_ray.config import RunConfig
@@ -23,14 +24,14 @@ def add_to(commands: Any) -> None:
     p = commands.add_parser("train", help="train one point, without Ray")
     p.add_argument("variant")
     p.add_argument("--data", action="append", default=[], help="trajectory file; repeat for more")
-    p.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is continued")
+    p.add_argument("--out", type=local_path, required=True, help="folder of the run; an unfinished one is continued")
     p.add_argument("--steps", type=int, help="updates")
     p.add_argument("--seeds", type=_integers, help="members trained together: 0,1,2")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting: algo.alpha=0.05")
     p.set_defaults(command=_train)
 
     p = commands.add_parser("evaluate", help="roll a checkpoint's policies out")
-    p.add_argument("checkpoint", type=Path, help="a folder step_...")
+    p.add_argument("checkpoint", type=local_path, help="a folder step_...")
     p.add_argument("--episodes", type=int, default=50)
     p.add_argument("--seed", type=int, default=10_000, help="episode i starts from seed + i")
     p.add_argument("--json", action="store_true", help="print one JSON object with every episode")

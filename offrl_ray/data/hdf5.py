@@ -21,7 +21,7 @@ MEMORY_BUDGET = 8 * 2**30
 NATIVE = "native"  # control and reward mode of gymnasium's own environments, which have but one
 FLAGS = ("success", "terminated", "truncated")
 KEYS = ("actions", "obs", "rewards", *FLAGS)
-REPLAY = "offrl-ray data replay FILE.h5 --out NEW.h5 --control-mode {control} --reward-mode {reward}"
+REPLAY = "offrl-ray data replay FILE.h5 --out NEW.h5{control}{reward}"
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ def _check_modes(
     info: dict[str, Any], control: str, reward: str | None, env_id: str | None, problems: Problems
 ) -> None:
     got = info["env_kwargs"]
-    replay = REPLAY.format(control=control, reward=reward or "sparse")
+    trained = f" --control-mode {control}" if control != got.get("control_mode") else ""  # raw files are in others
+    replay = REPLAY.format(control=trained, reward=f" --reward-mode {reward}" if reward not in (None, "none") else "")
     mend = f"replay it ({replay}) or set env.control_mode", "replay it or set env.reward_mode"
     if NATIVE in (control, got.get("control_mode")):
         mend = ("choose another file or variant",) * 2

@@ -15,7 +15,10 @@ LOCAL = "local"
 HELP = "Ray to use: auto (RAY_ADDRESS, one that you started on this machine, or else its own), local, HOST:PORT"
 ANSWER_SECONDS = 1.5
 TOKENS = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token"
-COPY = "copy it from the head: scp HEAD:.ray/auth_token ~/.ray/auth_token && chmod 600 ~/.ray/auth_token"
+COPY = (
+    "copy it from the head: mkdir -p -m 700 ~/.ray && scp HEAD:.ray/auth_token ~/.ray/auth_token "
+    "&& chmod 600 ~/.ray/auth_token"
+)
 
 
 class Found(NamedTuple):
@@ -52,7 +55,23 @@ def find(address: str) -> Found:
         return Found(LOCAL, f"you started none here: no {file} of yours")
     if not valid(started) or ask(started, None) == "silent":
         return Found(LOCAL, f"that of {file}, {started!r}, does not answer")
+    if not _listens_as(os.getuid(), int(started.rpartition(":")[2])):
+        return Found(LOCAL, f"that of {file}, {started!r}, is gone, and another user's program listens there")
     return Found(started, f"which you started: {file}")
+
+
+def _listens_as(uid: int, port: int) -> bool:
+    """Whether the user's own program listens on a port of this machine, who alone may see the token.
+
+    True where nobody listens here, as on a node whose head is elsewhere, or the system does not tell (no /proc).
+    """
+    rows = [line.split() for v in ("tcp", "tcp6") for line in _lines(Path("/proc/net") / v)[1:]]
+    owners = {int(r[7]) for r in rows if r[3] == "0A" and int(r[1].rpartition(":")[2], 16) == port}
+    return not owners or owners == {uid}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def ray_folder() -> Path:

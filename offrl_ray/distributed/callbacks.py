@@ -136,6 +136,8 @@ class Watch(_Unpickled, tune.Callback):
         folder = self._folder / "trials" / job.trial
         silent = time.monotonic() - self._heard.get(job.trial, math.inf) > self._limit
         failure, reason = classify(error, trace_of(folder, job.attempt), silent)
+        if failure == "hang":
+            publish(trace_of(folder, job.attempt))
         if failure == "code":  # one line does not tell where
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"error_{job.attempt}.txt").write_text(f"{error}\n")

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,23 @@ def versions() -> dict[str, str]:
     return {p: version(p) for p in PACKAGES} | {"python": platform.python_version(), "code": reuse.code_version()}
 
 
-def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str) -> int:
-    """Run what the folder still owes of a plan; its `record` begins a new one.
+def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str, asked: Sequence[Record] = ()) -> int:
+    """Run what the folder still owes of a plan; its `record` begins a new one, and `asked` is recorded before that.
 
     Results of the sweeps beside it that are results of this one too are copied, unless the plan says fresh. Exit code:
     0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted. Raises
     UsageError, with nothing written, if no Ray can be joined or the one that is cannot hold the sweep.
     """
     new = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        return _drive(folder, plan, record, loaded, address)
-    finally:
-        _unmake(folder, new)
+    with Ledger(folder) as ledger:
+        try:
+            return _drive(ledger, plan, record, loaded, address, asked)
+        finally:
+            _unmake(folder, new)
 
 
 def _unmake(folder: Path, new: list[Path]) -> None:
-    """Remove the folders that were made for a sweep that has written nothing."""
+    """Remove the folders that were made for a sweep that has written nothing. Only for the holder of its lock."""
     if new and not (folder / records.FILE).exists():
         (folder / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -63,31 +64,31 @@ def _unmake(folder: Path, new: list[Path]) -> None:
                 path.rmdir()
 
 
-def _drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str) -> int:
-    place = called(folder)
-    with Ledger(folder) as ledger:
-        ledger.check(plan.digest, loaded.files)
-        requests.clear(folder)
-        if ledger.problems:
-            say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
-        known = ledger.state.plan is not None
-        if ledger.state.plan and ledger.state.plan.get("claims") != record.get("claims"):
-            say(f"{place}: its claims stay as they were when it began; those that are declared now are not recorded")
-        others = [] if record["fresh"] else reuse.beside(folder)
-        conductor = Conductor(plan, ledger, reuse.Earlier(others, loaded.files, say))
-        if known and conductor.finished:
-            say(f"{place}: this sweep has ended; nothing to do")
-            return _report(conductor, 0)
-        return _report(conductor, _run(conductor, record, loaded, address))
+def _drive(ledger: Ledger, plan: Plan, record: Record, loaded: Loaded, address: str, asked: Sequence[Record]) -> int:
+    folder, place = ledger.folder, called(ledger.folder)
+    ledger.check(plan.digest, loaded.files)
+    requests.clear(folder)
+    if ledger.problems:
+        say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
+    known = ledger.state.plan is not None
+    if ledger.state.plan and ledger.state.plan.get("claims") != record.get("claims"):
+        say(f"{place}: its claims stay as they were when it began; those that are declared now are not recorded")
+    others = [] if record["fresh"] else reuse.beside(folder)
+    conductor = Conductor(plan, ledger, reuse.Earlier(others, loaded.files, say))
+    if known and conductor.finished and not asked:
+        say(f"{place}: this sweep has ended; nothing to do")
+        return _report(conductor, 0)
+    return _report(conductor, _run(conductor, record, loaded, address, asked))
 
 
-def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str) -> int:
+def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str, asked: Sequence[Record]) -> int:
     folder, known = conductor.ledger.folder, conductor.state.plan is not None
     namespace = f"offrl-{record['digest']}-{secrets.token_hex(4)}"
     wanted, here = Resources(**record["resources"]), versions()
     follow = None
     if session.locate(address).address == LOCAL:
-        feasible.resources(wanted, _cfgs(conductor), [preflight.machine(here)], here, [])
+        some = _any_share(wanted, conductor) if wanted.pack else wanted
+        feasible.resources(some, _cfgs(conductor), [preflight.machine(here)], here, [])
     with session.ray_session(address, namespace) as joined, _draining(conductor) as code:
         # Ray reads its settings when it is imported; and --help and bad input answer without it
         from offrl_ray.distributed.fit import fit
@@ -98,7 +99,7 @@ def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str) -> 
         session_ |= {"address": joined.address, "nodes": [n.record() for n in nodes], "versions": here}
         session_ |= {"resources": dataclasses.asdict(resources)}
         # a kill may leave the first of these alone, which must not be the session: it owes nothing
-        conductor.write(*([] if known else [record]), session_)
+        conductor.write(*([] if known else [record]), *asked, session_)
         if known:
             left = sum(conductor.state.counts()[s] for s in ("running", "queued"))
             say(f"{called(folder)}: going on with the {left} known points that have not ended")
@@ -127,14 +128,22 @@ def _reserve(
     own = preflight.machine(here)._replace(resources=ray.cluster_resources())
     nodes = [own] if alone else preflight.nodes([] if store(folder) else [folder])
     kinds = [] if alone else preflight.kinds()
+    if wanted.pack:
+        known = feasible.resolved(wanted, nodes, kinds)
+        feasible.resources(_any_share(known, conductor), _cfgs(conductor), nodes, here, kinds)
+        found = pack(conductor.plan, loaded, known, say)
+        say(found.told)
+        wanted = found.resources
     resources, notes = feasible.resources(wanted, _cfgs(conductor), nodes, here, kinds)
     for note in notes:
         say(note)
-    if not resources.pack:
-        return nodes, resources
-    found = pack(conductor.plan, loaded, resources, say)
-    say(found.told)
-    return nodes, found.resources
+    return nodes, resources
+
+
+def _any_share(wanted: Resources, conductor: Conductor) -> Resources:
+    """With shares that packing has yet to find."""
+    gpus = any(c.train.device.startswith("cuda") for c in _cfgs(conductor)) or wanted.gpus_per_trial
+    return dataclasses.replace(wanted, cpus_per_trial=1e-3, gpus_per_trial=1e-3 if gpus else 0)
 
 
 def _cfgs(conductor: Conductor) -> list[RunConfig]:
@@ -196,6 +205,8 @@ class Follow:
             freed = sum(of[name][step] for step in steps)
             # told first: a kill in between leaves more than was said, never less
             self._conductor.write({"kind": "dropped", "trial": name, "steps": steps, "bytes": freed})
+            if self._conductor.draining:  # it may not have been written
+                return
             for step in steps:
                 checkpoint.remove(safe_trial(folder, name), step)
 

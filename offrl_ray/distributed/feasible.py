@@ -31,11 +31,16 @@ class Room:
             self.gpus[i] -= min(1.0, gpus)
 
 
-def resolved(r: Resources, nodes: Sequence[Node]) -> Resources:
-    """With a number of evaluators: None stands for one per GPU, or for one in all where they take none."""
+def resolved(r: Resources, nodes: Sequence[Node], kinds: Sequence[Kind] = ()) -> Resources:
+    """With a number of evaluators: None stands for one per GPU, or for one in all where they take none.
+
+    Where no GPU is there yet, those that an autoscaler can bring count.
+    """
     if r.evaluators is not None:
         return r
-    gpus = sum(int(n.has("GPU")) for n in nodes) if r.gpus_per_evaluator else 0
+    there = sum(int(n.has("GPU")) for n in nodes)
+    gpus = there or sum(k.most * int(k.resources.get("GPU", 0)) for k in kinds)
+    gpus = gpus if r.gpus_per_evaluator else 0
     return dataclasses.replace(r, evaluators=max(1, gpus))
 
 
@@ -62,7 +67,7 @@ def resources(
 
     Raises UsageError with all that is wrong at once.
     """
-    r = resolved(wanted, nodes)
+    r = resolved(wanted, nodes, kinds)
     problems = [*_shares(r), *_devices(r, cfgs, nodes), *_unlike(nodes, here), *_unseen(nodes)]
     lacks, notes = _rooms(r, nodes, kinds)
     if problems := problems + lacks:
@@ -74,7 +79,7 @@ def _rooms(r: Resources, nodes: Sequence[Node], kinds: Sequence[Kind]) -> tuple[
     rooms = [Room(f"{n.name} ({n.address})", n.resources) for n in nodes]
     each = (r.cpus_per_evaluator, r.gpus_per_evaluator)
     places = spread(rooms, r.evaluators or 0, *each)
-    coming = [Room(k.name, k.resources) for k in kinds for _ in range(min(k.most, len(places) + 1))]
+    coming = [Room(k.name, k.resources) for k in kinds for _ in range(min(k.most - _there(k, nodes), len(places) + 1))]
     later = spread(coming, places.count(None), *each)
     wanted, had = _share(*each), _table(r, nodes, rooms)
     problems, notes = [], []
@@ -92,6 +97,11 @@ def _rooms(r: Resources, nodes: Sequence[Node], kinds: Sequence[Kind]) -> tuple[
             problem = f"a trial of {_share(*trial)} fits on no node: {had}"
             problems.append(f"{problem}; {_remedy(r, nodes, kinds)}")
     return problems, notes
+
+
+def _there(kind: Kind, nodes: Sequence[Node]) -> int:
+    """Nodes of a kind that run already."""
+    return sum(all(n.has(k) == v for k, v in kind.resources.items() if k in ("CPU", "GPU")) for n in nodes)
 
 
 def _share(cpus: float, gpus: float) -> str:

@@ -11,7 +11,7 @@ import platformdirs
 from offrl_ray import probe, run
 from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
-from offrl_ray.distributed import options, session
+from offrl_ray.distributed import feasible, options, preflight, session
 from offrl_ray.distributed.address import LOCAL
 from offrl_ray.distributed.drive import drive, say, versions
 from offrl_ray.envs.experts import EXPERTS
@@ -142,7 +142,8 @@ def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> 
     here = probe.device_here(work)
     if here and not resources.pack:
         slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if alone else 1
-        return probe.report(work, probe.probes(work, loaded), max(1, slots))
+        told = probe.report(work, probe.probes(work, loaded), max(1, slots))
+        return "\n".join([told, *_refused(work, resources)]) if alone else told
     why = f"train.device is {work.cells[0].cfg.train.device}, and this machine has no GPU"
     if resources.pack or not alone:
         try:
@@ -159,6 +160,16 @@ def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> 
         f"time and memory are not known: {why}; --address HOST:PORT measures them on a cluster that has one; "
         f"{probe.disk(work, probe.checkpoint_bytes(work, loaded))}"
     )
+
+
+def _refused(work: Plan, resources: Resources) -> list[str]:
+    """Why this machine cannot run it."""
+    here = versions()
+    try:
+        feasible.resources(resources, [c.cfg for c in work.cells], [preflight.machine(here)], here, [])
+    except UsageError as e:
+        return [f"this machine cannot run it: {p}" for p in e.problems]
+    return []
 
 
 def demonstrations(demos: Demos) -> Path:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from offrl_ray import probe
@@ -13,7 +13,7 @@ from offrl_ray.store import called
 from offrl_ray.sweep import confirmation, requests
 from offrl_ray.sweep.conductor import pruned
 from offrl_ray.sweep.confirmation import Ask
-from offrl_ray.sweep.ledger import Ledger, place_problems
+from offrl_ray.sweep.ledger import Ledger, Record, place_problems
 from offrl_ray.sweep.plan import Resources, plan_of
 from offrl_ray.sweep.spec import Objective
 from offrl_ray.sweep.state import State
@@ -23,21 +23,27 @@ ANSWER_SECONDS = 30
 POLL_SECONDS = 0.2
 
 
-def resume(folder: Path, address: str = "auto") -> int:
-    """Go on with what a sweep still owes; exit code as `drive`."""
+def resume(folder: Path, address: str = "auto", asked: Sequence[Record] = ()) -> int:
+    """Go on with what a sweep still owes, and record what is `asked` if it does; exit code as `drive`."""
     state = _sweep(folder)
     assert state.plan
     loaded, plan = load(plan_of(state.plan))
-    return drive(folder.absolute(), plan, state.plan, loaded, address)
+    return drive(folder.absolute(), plan, state.plan, loaded, address, asked)
 
 
-def stop(folder: Path, trial: str | None) -> int:
-    """Ask the driver to save and end, or to end one trial; without a driver a trial is ended here."""
+def stop(folder: Path, trial: str | None, wait: bool = False) -> int:
+    """Ask the driver to save and end, or to end one trial; without a driver a trial is ended here.
+
+    Returns when the driver has heard, or with `wait` when a driver that is to end has ended.
+    """
     state = _sweep(folder)
     if trial is not None:
         state.open_trial(trial)
     if driver_runs(folder):
-        return _ask(folder, trial)
+        code = _ask(folder, trial)
+        while wait and trial is None and driver_runs(folder):
+            time.sleep(POLL_SECONDS)
+        return code
     if trial is None:
         say(f"{called(folder)}: no driver runs")
         return 0
@@ -65,29 +71,24 @@ def _ask(folder: Path, trial: str | None) -> int:
 
 def retry(folder: Path, reason: str | None, address: str = "auto") -> int:
     """Open failed trials again, all or those of one class, and go on."""
-    with Ledger(_checked(folder)) as ledger:
-        failed = [t for t in ledger.state.trials.values() if t.status == "failed" and t.end]
-        chosen = [t.name for t in failed if t.end and reason in (None, t.end["failure"])]
-        if not chosen:
-            classes = sorted({t.end["failure"] for t in failed if t.end})
-            have = f"its failed trials are of class {', '.join(classes)}" if classes else "none of its trials failed"
-            raise UsageError(
-                [f"{called(folder)} has no trial to retry{f' of class {reason!r}' if reason else ''}; {have}"]
-            )
-        ledger.write([{"kind": "retry", "trial": name} for name in chosen])
+    failed = [t for t in _sweep(_checked(folder)).trials.values() if t.status == "failed" and t.end]
+    chosen = [t.name for t in failed if t.end and reason in (None, t.end["failure"])]
+    if not chosen:
+        classes = sorted({t.end["failure"] for t in failed if t.end})
+        have = f"its failed trials are of class {', '.join(classes)}" if classes else "none of its trials failed"
+        raise UsageError([f"{called(folder)} has no trial to retry{f' of class {reason!r}' if reason else ''}; {have}"])
     say(f"{called(folder)}: trying {len(chosen)} failed trials again")
-    return resume(folder, address)
+    return resume(folder, address, [{"kind": "retry", "trial": name} for name in chosen])
 
 
 def extend(folder: Path, trials: int, address: str = "auto") -> int:
     """Let every cell of a search ask for more points, and go on."""
     if trials < 1:
         raise UsageError([f"--trials must be >= 1, but got {trials}"])
-    with Ledger(_checked(folder)) as ledger:
-        if not (ledger.state.plan and ledger.state.plan["search"]):
-            raise UsageError([f"{called(folder)} is a grid, which has no more points; begin another with wider axes"])
-        ledger.write([{"kind": "extend", "trials": trials}])
-    return resume(folder, address)
+    state = _sweep(_checked(folder))
+    if not (state.plan and state.plan["search"]):
+        raise UsageError([f"{called(folder)} is a grid, which has no more points; begin another with wider axes"])
+    return resume(folder, address, [{"kind": "extend", "trials": trials}])
 
 
 def confirm(folder: Path, ask: Ask, address: str = "auto", dry_run: bool = False) -> int:

@@ -22,6 +22,7 @@ from offrl_ray.config import RunConfig
 from offrl_ray.distributed import packing
 from offrl_ray.distributed.failures import classify
 from offrl_ray.distributed.packing import Free, Measured, Node, Site
+from offrl_ray.distributed.preflight import kinds
 from offrl_ray.errors import UsageError
 from offrl_ray.probe import UPDATES, Probe, Rehearsal
 from offrl_ray.run import Data, Loaded
@@ -49,11 +50,12 @@ def pack(work: Plan, loaded: Loaded, base: Resources, say: Callable[[str], None]
     if cells[0].cfg.online:
         return Packing(base, ONLINE, [None] * len(cells), 1)
     gpus = wants_gpu(base, cells[0].cfg)
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU" if gpus else "CPU", 0) >= 1]
-    if not nodes:
+    nodes, coming = _alive(gpus), gpus and any(k.resources.get("GPU", 0) >= 1 for k in kinds())
+    if not nodes and not coming:
         kind = "GPU" if gpus else "CPU"
         raise UsageError([f"trials need a {kind}, but none of the cluster's {len(ray.nodes())} nodes has one"])
-    with _held(nodes, gpus, say) as start:
+    with _held(nodes, gpus, base.hang_seconds if coming else PATIENCE_SECONDS, say) as start:
+        nodes = _alive(gpus)
         stage = _Stage(start, base.hang_seconds)
         found = [stage.weigh(c, probe.data_of(c.cfg, loaded)) for c in cells]
         if base.pack is None:
@@ -72,6 +74,15 @@ def pack(work: Plan, loaded: Loaded, base: Resources, say: Callable[[str], None]
         f"{count} side by side, each reserving {r.cpus_per_trial:g} CPU and {r.gpus_per_trial:g} GPU: {why}"
     )
     return Packing(r, told, [*found], packing.slots(r, nodes, gpus))
+
+
+def _alive(gpus: bool) -> list[dict[str, float]]:
+    """Resources of the nodes on which trials may run."""
+    return [{"CPU": 0.0} | n["Resources"] for n in ray.nodes() if n["Alive"] and _fits(n["Resources"], gpus)]
+
+
+def _fits(resources: dict[str, float], gpus: bool) -> bool:
+    return resources.get("GPU" if gpus else "CPU", 0) >= 1
 
 
 def wants_gpu(base: Resources, cfg: RunConfig) -> bool:
@@ -170,7 +181,9 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _held(nodes: Sequence[Node], gpus: bool, say: Callable[[str], None]) -> Iterator[Callable[[], Any]]:
+def _held(
+    nodes: Sequence[Node], gpus: bool, patience: float, say: Callable[[str], None]
+) -> Iterator[Callable[[], Any]]:
     """A GPU, or a node's cores, for the probe alone; yields what starts a process there.
 
     Raises UsageError if none becomes free.
@@ -185,10 +198,8 @@ def _held(nodes: Sequence[Node], gpus: bool, say: Callable[[str], None]) -> Iter
     try:
         if not group.wait(TELL_SECONDS):
             say(f"waiting for a {what} that nothing else uses, to measure what trials take: {bundle}")
-            if not group.wait(PATIENCE_SECONDS - TELL_SECONDS):
-                problem = (
-                    f"no {what} became free in {PATIENCE_SECONDS} s to measure what trials take ({bundle}; free is "
-                )
+            if not group.wait(max(0.0, patience - TELL_SECONDS)):
+                problem = f"no {what} became free in {patience:g} s to measure what trials take ({bundle}; free is "
                 remedy = "end what runs there, or leave out --pack and give --gpus-per-trial and --cpus-per-trial"
                 raise UsageError([f"{problem}{ray.available_resources()}); {remedy}"])
         where = PlacementGroupSchedulingStrategy(group, 0)

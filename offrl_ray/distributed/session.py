@@ -40,7 +40,11 @@ class Joined(NamedTuple):
 
 
 def locate(address: str) -> addresses.Found:
-    """Which Ray an `--address` stands for. Raises UsageError if RAY_ADDRESS is none."""
+    """Which Ray an `--address` stands for. Raises UsageError if RAY_ADDRESS is none, or RAY_AUTH_MODE no mode."""
+    mode = os.environ.get("RAY_AUTH_MODE", "").strip() or "token"
+    if mode not in ("token", "disabled"):  # Ray takes any other word for an open cluster
+        raise UsageError([f"RAY_AUTH_MODE must be token, or disabled for a Ray open to everybody, but is {mode!r}"])
+    os.environ["RAY_AUTH_MODE"] = mode
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     return addresses.find(address)
@@ -79,9 +83,9 @@ def _told(found: addresses.Found, nodes: list[dict[str, Any]], dashboard: str | 
     alive = [n for n in nodes if n["Alive"]]
     cpus, gpus = (sum(n["Resources"].get(k, 0) for n in alive) for k in ("CPU", "GPU"))
     has = f"{len(alive)} node{'s' * (len(alive) > 1)}, {cpus:g} CPU, {gpus:g} GPU"
-    if found.address == addresses.LOCAL:
-        return f"Ray: one of its own on this machine ({found.why}): {has}"
     lines = [f"Ray: the one at {found.address} ({found.why}): {has}"]
+    if found.address == addresses.LOCAL:
+        dashboard, lines = None, [f"Ray: one of its own on this machine ({found.why}): {has}"]
     if dashboard:
         host, port = dashboard.rsplit(":", 1)
         head = next((n for n in alive if "node:__internal_head__" in n["Resources"]), alive[0])
@@ -103,7 +107,7 @@ def private_folder() -> Path:
     places = (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp")
     folder = next(Path(p, name) for p in places if p and (len(p) + 1 + len(name) <= SOCKET_ROOM or p == "/tmp"))
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, parents=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         rule = f"{folder} must be a folder of your own, for Ray's sockets and logs, but is a link or another user's"

@@ -22,8 +22,20 @@ def existing(place: Path) -> Path:
 
 
 def disks(out: str) -> list[Check]:
-    results = ok("results", f"{out}, no disk of this machine") if is_url(out) else disk("results", Path(out))
-    return [results, disk("cache", platformdirs.user_cache_path("offrl-ray"))]
+    return [
+        results(out) if is_url(out) else disk("results", Path(out)),
+        disk("cache", platformdirs.user_cache_path("offrl-ray")),
+    ]
+
+
+def results(url: str) -> Check:
+    from offrl_ray.store import place, store
+
+    at = store(place(url))
+    problems = at.problems() if at else []
+    if problems:
+        return fail("results", problems[0], "the bucket's name, credentials in the environment, the network")
+    return ok("results", f"{url} can be written to")
 
 
 def disk(name: str, place: Path) -> Check:

@@ -51,6 +51,8 @@ def judge(backend: str, found: dict[str, Any]) -> Check:
         why = f"{TASK} does not step: {found['failed']}"
         return warn(backend, why, "evaluate with --set env.sim_backend=physx_cpu --set env.num_envs=1")
     mend = "pip install --constraint constraints.txt --force-reinstall mani_skill sapien"
+    if "libGL" in str(found.get("failed")):
+        mend = "apt-get install libgl1 libglib2.0-0 libvulkan1 libxext6, what the simulator links to"
     return fail(backend, f"{TASK} does not step: {found['failed']}", mend)
 
 

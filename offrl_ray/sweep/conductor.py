@@ -101,6 +101,7 @@ class Conductor:
         elif record["kind"] == "end":
             self._learn_end(trial)
         elif record["kind"] == "retry":
+            self._queue.append(trial.name)
             for t in self._same(trial):
                 self._search[t.cell].restore(t.number, t.params)
             for step in sorted(trial.evaluated()):

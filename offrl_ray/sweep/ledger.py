@@ -8,7 +8,7 @@ from typing import Any
 
 import filelock
 
-from offrl_ray import records
+from offrl_ray import records, segments
 from offrl_ray.errors import UsageError
 from offrl_ray.segments import LOCK
 from offrl_ray.store import called, store
@@ -40,6 +40,8 @@ class Ledger:
         try:
             if self._lease:
                 self._lease.take()
+            # before the log is read: what another driver writes after that, this one must meet and be fenced off
+            self._after = segments.after(at) if at else 0
             self.log, self.problems = self._read()
             self.state = State(self.log)
         except BaseException:
@@ -63,7 +65,7 @@ class Ledger:
         """Make records durable, then add each to the state and show it to `learn`."""
         if not batch:
             return
-        self._writer = self._writer or records.Writer(self.folder)
+        self._writer = self._writer or records.Writer(self.folder, self._after)
         for record in self._writer.write_all(batch):
             self.log.append(record)
             self.state.add(record)
@@ -117,7 +119,8 @@ def check(folder: Path, state: State, digest: str, data: Sequence[Record]) -> No
 def place_problems(folder: Path) -> list[str]:
     """Why results cannot be written to a folder that may not exist yet, nor to its store."""
     at = store(folder)
-    return _local_problems(folder) + (at.problems() if at else [])
+    lost = [f"--out: {at.url} is gone with this process; give a folder or a bucket"] if at and at.lost else []
+    return lost + _local_problems(folder) + (at.problems() if at else [])
 
 
 def _local_problems(folder: Path) -> list[str]:

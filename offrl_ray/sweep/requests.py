@@ -36,6 +36,9 @@ def obey(folder: Path, conductor: Conductor) -> None:
     if not (folder / FOLDER).is_dir():
         return
     for name in sorted(os.listdir(folder / FOLDER)):
+        if not _asked(folder / FOLDER / name):  # the lease brought it while it was being taken back
+            (folder / FOLDER / name).unlink(missing_ok=True)
+            continue
         if name == ALL:
             conductor.drain(USER)
         elif name.startswith(f"{ALL}."):
@@ -43,6 +46,13 @@ def obey(folder: Path, conductor: Conductor) -> None:
                 conductor.stop(name.removeprefix(f"{ALL}."), USER)
         with contextlib.suppress(StoreError):  # then it is obeyed once more, which changes nothing
             _forget(folder / FOLDER / name)  # at last: whoever asked waits for this
+
+
+def _asked(place: Path) -> bool:
+    try:
+        return stands(place)
+    except StoreError:
+        return True
 
 
 def clear(folder: Path) -> None:

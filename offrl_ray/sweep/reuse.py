@@ -1,6 +1,7 @@
 """Results of earlier sweeps that are this sweep's results too: same point, same data, same code, same seeds."""
 
 import ast
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -94,9 +95,17 @@ def find(folders: Iterable[Path], keys: Collection[str], say: Callable[[str], No
 
 
 def beside(folder: Path) -> list[Path]:
-    """The sweeps in the same place, by name. Raises OSError."""
-    others = (folder.parent / n for n in store.names(folder.parent))
-    return [f for f in others if f != folder and store.exists(records.kept(f))]
+    """The sweeps in the same place, by name; what cannot be looked at is none."""
+
+    def readable(f: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return store.exists(records.kept(f))
+        return False
+
+    others: list[Path] = []
+    with contextlib.suppress(OSError):
+        others = [folder.parent / n for n in store.names(folder.parent)]
+    return [f for f in others if f != folder and readable(f)]
 
 
 class Earlier:
