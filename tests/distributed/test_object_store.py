@@ -191,7 +191,7 @@ def test_a_driver_is_killed_and_its_machine_with_it(
 def test_a_trial_is_killed_and_the_server_is_away_for_a_while(
     start: Start, proxy: Proxy, folder: Path, home: Path, elsewhere: Path
 ) -> None:
-    session = start(*LONG, rates=[HEALTHY, 0.002, 0.003])
+    session = start(*LONG, rates=[HEALTHY, 0.002, 0.003, 0.004])
     reaches(session, folder, "00", EVAL_EVERY + 10)
     os.kill(worker(session, "00"), signal.SIGKILL)
     session.until(lambda: len(of(log_of(folder), "00", "start")) == 2)
@@ -201,12 +201,12 @@ def test_a_trial_is_killed_and_the_server_is_away_for_a_while(
     assert proxy.refused
     told = len(log_of(folder))
     session.until(lambda: len(log_of(folder)) > told + 5)
-    trial = next(p["trial"] for p in log_of(folder)[0]["points"] if p["trial"].startswith("02"))  # it waits its turn
+    trial = next(p["trial"] for p in log_of(folder)[0]["points"] if p["trial"].startswith("03"))  # it waits its turn
     code, text = offrl_ray(elsewhere, "stop", called(folder), trial)
     assert code == 0, text
     assert session.ended() == 0, session.text
     forget(home)
-    assert ends(folder) == {"00": "completed", "01": "completed", "02": "pruned"}
+    assert ends(folder) == {"00": "completed", "01": "completed", "02": "completed", "03": "pruned"}
     log = log_of(folder)
     assert [(r["trial"][:2], r["failure"]) for r in log if r["kind"] == "fault"] == [("00", "infra")]
     assert [r["step"] for r in of(log, "00", "start")] == [0, EVAL_EVERY]
