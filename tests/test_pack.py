@@ -347,7 +347,8 @@ def test_shares_by_hand_and_pack_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "word"), [("auto", "as many as is best run"), ("3", "what lets 3 run"), (None, "1 CPU, 0.25 GPU")]
+    ("asked", "word"),
+    [("auto", "as many trials as is best side"), ("3", "3 trials side"), (None, "per trial 1 CPU, 0.25 GPU")],
 )
 def test_a_description_promises_no_shares_that_packing_will_change(asked: str | None, word: str) -> None:
     assert word in launch._reserved(dataclasses.replace(BASE, pack=asked))

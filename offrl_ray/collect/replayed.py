@@ -98,6 +98,8 @@ def _checked(path: Path, out: Path, ask: Ask) -> Raw:
             problems.append(f"{name} must be at least 1, but got {number}")
     if ask.workers is not None and ask.sim_backend != "physx_cpu":
         problems.append(f"--workers are processes of physx_cpu, but the simulator is {ask.sim_backend}")
+    if ask.reward_mode == "none":
+        problems.append("--reward-mode must record rewards, but got 'none'; sparse is what sweeps train on")
     try:
         raw = read(path)
     except UsageError as e:

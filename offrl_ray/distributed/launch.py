@@ -119,7 +119,7 @@ def describe(question: str, work: Plan, resources: Resources) -> str:
             f"{what}{merged} x seeds {', '.join(map(str, first.train.seeds))}, "
             f"{first.train.steps} updates of {first.train.batch_size} chunks, {first.eval.episodes} episodes per seed "
             f"every {first.eval.every} updates and at the end",
-            f"per trial {_reserved(r)}; {_count(r)} of "
+            f"{_reserved(r)}; {_count(r)} of "
             f"{r.cpus_per_evaluator:g} CPU, {r.gpus_per_evaluator:g} GPU; data {', '.join(first.data.files)}",
         ]
     )
@@ -132,8 +132,8 @@ def _count(r: Resources) -> str:
 
 def _reserved(r: Resources) -> str:
     if r.pack:
-        return f"what lets {'as many as is best' if r.pack == 'auto' else r.pack} run side by side"
-    return f"{r.cpus_per_trial:g} CPU, {r.gpus_per_trial:g} GPU"
+        return f"{'as many trials as is best' if r.pack == 'auto' else f'{r.pack} trials'} side by side"
+    return f"per trial {r.cpus_per_trial:g} CPU, {r.gpus_per_trial:g} GPU"
 
 
 def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> str:

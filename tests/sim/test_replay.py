@@ -181,6 +181,7 @@ def test_what_the_replayer_says_when_it_fails_is_told(
         (["--control-mode", "pd_joint_delta_pos"], {}, ["ManiSkill converts pd_joint_pos only", "pd_ee_delta_pose"]),
         (["--control-mode", "pd_ee_delta_pse"], {}, ["control_mode", "did you mean pd_ee_delta_pose"]),
         (["--reward-mode", "sparce"], {}, ["reward_mode", "sparce"]),
+        (["--reward-mode", "none"], {}, ["--reward-mode must record rewards, but got 'none'"]),
         (["--sim-backend", "physx_cuda", "--workers", "2"], {}, ["--workers are processes of physx_cpu"]),
         (["--episodes", "0"], {}, ["--episodes must be at least 1, but got 0"]),
     ],
