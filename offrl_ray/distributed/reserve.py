@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from offrl_ray.distributed import evaluators
 from offrl_ray.distributed.feasible import Room, spread
@@ -56,9 +56,7 @@ def _where(count: int, cpus: float, gpus: float) -> list[Any]:
     nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
     places = spread([Room(id_, resources) for id_, resources in nodes.items()], count, cpus, gpus)
     names = [place.name if place else None for place in places]
-    if cpus or gpus:
-        return [PlacementGroupSchedulingStrategy(group) for group in _reserve(names, nodes, cpus, gpus)]
-    return [NodeAffinitySchedulingStrategy(name, soft=True) for name in names]
+    return [PlacementGroupSchedulingStrategy(group) for group in _reserve(names, nodes, cpus, gpus)]
 
 
 def _reserve(places: list[str | None], nodes: dict[str, Any], cpus: float, gpus: float) -> list[Any]:
@@ -67,7 +65,8 @@ def _reserve(places: list[str | None], nodes: dict[str, Any], cpus: float, gpus:
     Ray puts small shares on one GPU as long as they fit. So the rest of a GPU that has its evaluators is filled until
     the others of its node have theirs.
     """
-    wants = {k: v for k, v in (("CPU", cpus), ("GPU", gpus)) if v}
+    # what reserves nothing has a byte of memory for a place: Ray takes a node that is merely preferred for a hint
+    wants = {k: v for k, v in (("CPU", cpus), ("GPU", gpus)) if v} or {"memory": 1}
     mine = defaultdict[str | None, list[int]](list)
     for i, place in enumerate(places):
         mine[place].append(i)

@@ -44,6 +44,7 @@ class Cluster:
         ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         ports += [f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
         env = {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(self.temp), "RAY_USAGE_STATS_ENABLED": "0"}
+        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # whose `python` the entrypoint is
         argv = ("start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", *ports)
         self.head = Session(self.home, RAY, *argv, env=env)
         self.head.until(lambda: self.ray("job", "list", "--address", self.url).returncode == 0)
