@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from rows.kinds import Flat
-from toys import batch, generator, leaves, run_config, spec_of
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos import make
 from offrl_ray.fields import swept_fields
 from offrl_ray.types import Algorithm, Batch, Hparams, Noise, Spec, State
+from tests.rows.kinds import Flat
+from tests.toys import batch, generator, leaves, run_config, spec_of
 
 
 class Problem(NamedTuple):

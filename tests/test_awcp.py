@@ -5,21 +5,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import compare
 import pytest
 import torch
-import toys
-from compare import Problem, agree
-from reference import awcp as ref
-from reference import cpql as ref_cpql
-from rows.kinds import Flat
 from torch import Tensor
-from toys import advance, algorithm, batch, different, generator, relative_error, run_config, same_bits, steps
 
 from offrl_ray.algos import awcp, flow
 from offrl_ray.algos import functional as fn
 from offrl_ray.errors import UsageError
 from offrl_ray.types import Batch, State
+from tests import compare, toys
+from tests.compare import Problem, agree
+from tests.reference import awcp as ref
+from tests.reference import cpql as ref_cpql
+from tests.rows.kinds import Flat
+from tests.toys import advance, algorithm, batch, different, generator, relative_error, run_config, same_bits, steps
 
 COMMON: Flat = {"beta": 1.5, "bc_weight": 0.9, "consistency_weight": 0.6, "cons_step": 0.2, "lr_critic": 2e-3}
 CASES: dict[str, Flat] = {

@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from toys import generator, same_bits
 
 from offrl_ray import cli, records
 from offrl_ray.algos import cql_dqn
@@ -23,6 +22,7 @@ from offrl_ray.data.hdf5 import inspect
 from offrl_ray.envs.experts import EXPERTS, Trajectory
 from offrl_ray.errors import UsageError
 from offrl_ray.types import Batch, EnvStep, State
+from tests.toys import generator, same_bits
 
 EPISODES, SEED = 6, 40
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_online import TINY as ONLINE
-from test_online import online as online_run
 
 import offrl_ray.online
 from offrl_ray.config import from_dict, resolve, to_dict
@@ -30,6 +28,8 @@ from offrl_ray.sweep.state import State
 from tests import ledgers
 from tests.conftest import TINY, Length, WriteFile
 from tests.ledgers import Record, numbered
+from tests.test_online import TINY as ONLINE
+from tests.test_online import online as online_run
 
 ALPHAS = [0.1, 0.2, 0.3, 0.4]
 NAMES = [f"{i:02d}-alpha_{a}" for i, a in enumerate(ALPHAS)]

@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from rows import ROWS
-from rows.kinds import Flat, Knob, Part
 from torch import Tensor
-from toys import (
+
+from offrl_ray.algos import VARIANTS
+from offrl_ray.algos.functional import polyak, select, stack, tree_map, unravel
+from offrl_ray.config import describe, from_dict, to_dict
+from offrl_ray.fields import swept_fields
+from offrl_ray.policy import acting_and_critic
+from offrl_ray.types import Algorithm, Batch, Critic, Hparams, State
+from tests.rows import ROWS
+from tests.rows.kinds import Flat, Knob, Part
+from tests.toys import (
     Step,
     advance,
     algorithm,
@@ -26,13 +33,6 @@ from toys import (
     steps,
     window,
 )
-
-from offrl_ray.algos import VARIANTS
-from offrl_ray.algos.functional import polyak, select, stack, tree_map, unravel
-from offrl_ray.config import describe, from_dict, to_dict
-from offrl_ray.fields import swept_fields
-from offrl_ray.policy import acting_and_critic
-from offrl_ray.types import Algorithm, Batch, Critic, Hparams, State
 
 VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 KNOBS = [(v, k, knob) for v, row in ROWS.items() for k, knob in row.knobs.items()]

@@ -4,14 +4,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import compare
 import pytest
 import torch
-from compare import Problem, agree
-from reference import cpql as ref
-from rows.kinds import Flat
 from torch import Tensor
-from toys import (
+
+from offrl_ray.algos import cpql, flow
+from offrl_ray.algos import functional as fn
+from offrl_ray.errors import UsageError
+from offrl_ray.types import Batch, Spec, State
+from tests import compare
+from tests.compare import Problem, agree
+from tests.reference import cpql as ref
+from tests.rows.kinds import Flat
+from tests.toys import (
     SPEC,
     advance,
     algorithm,
@@ -23,11 +28,6 @@ from toys import (
     run_config,
     steps,
 )
-
-from offrl_ray.algos import cpql, flow
-from offrl_ray.algos import functional as fn
-from offrl_ray.errors import UsageError
-from offrl_ray.types import Batch, Spec, State
 
 SIZE = 5
 ENDING = Spec(**{**SPEC.__dict__, "reward_ends_episode": True})

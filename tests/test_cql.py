@@ -4,14 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import compare
 import pytest
 import torch
-from compare import Problem, agree
-from reference import cql as ref
-from rows.kinds import Flat
 from torch import Tensor
-from toys import SPEC, advance, algorithm, batch, different, generator, relative_error, run_config, steps
 
 from offrl_ray.algos import cql
 from offrl_ray.algos import functional as fn
@@ -19,6 +14,11 @@ from offrl_ray.algos.soft import Soft
 from offrl_ray.errors import UsageError
 from offrl_ray.fields import hparams
 from offrl_ray.types import Batch, Spec, State
+from tests import compare
+from tests.compare import Problem, agree
+from tests.reference import cql as ref
+from tests.rows.kinds import Flat
+from tests.toys import SPEC, advance, algorithm, batch, different, generator, relative_error, run_config, steps
 
 SIZE = 4
 WIDE = Spec(

@@ -4,23 +4,34 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import compare
 import numpy as np
 import pytest
 import torch
-from compare import Problem, agree
-from reference import cql_dqn as ref
-from rows.cql_dqn import PROBE
-from rows.kinds import Flat
 from torch import Tensor
-from toys import advance, algorithm, batch, dataset, different, episode, generator, relative_error, run_config, steps
-from toys import spec_of as toy_spec
 
 from offrl_ray.algos import cql_dqn
 from offrl_ray.algos import functional as fn
 from offrl_ray.errors import UsageError
 from offrl_ray.run import check_network
 from offrl_ray.types import Batch, Spec, State
+from tests import compare
+from tests.compare import Problem, agree
+from tests.reference import cql_dqn as ref
+from tests.rows.cql_dqn import PROBE
+from tests.rows.kinds import Flat
+from tests.toys import (
+    advance,
+    algorithm,
+    batch,
+    dataset,
+    different,
+    episode,
+    generator,
+    relative_error,
+    run_config,
+    steps,
+)
+from tests.toys import spec_of as toy_spec
 
 SIZE = 7
 SPEC = toy_spec("cql_dqn")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import algorithm, batch, generator, run_config, spec_of
 
 from offrl_ray.algos import VARIANTS
 from offrl_ray.config import RunConfig, describe, resolve
@@ -15,6 +14,7 @@ from offrl_ray.evaluate import LocalEvaluator
 from offrl_ray.run import Record, run
 from offrl_ray.sweep.divergence import RULES, Finding, Report, judge, last_finite
 from tests.conftest import MakeRun, ToyEnv
+from tests.toys import algorithm, batch, generator, run_config, spec_of
 
 TESTS = Path(__file__).parent
 BOUNDS = {"q_bound_low": 0.0, "q_bound_high": 0.1}

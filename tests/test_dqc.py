@@ -5,23 +5,23 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
-import compare
 import numpy as np
 import pytest
 import torch
-from compare import Problem, agree
-from reference import cpql as ref_cpql
-from reference import dqc as ref
-from rows.kinds import Flat
-from test_probes import Learned, one_hot, trained
 from torch import Tensor
-from toys import batch, dataset, different, episode, generator, relative_error, run, run_config, spec_of
 
 from offrl_ray.algos import dqc, make
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos.functional import select
 from offrl_ray.errors import UsageError
 from offrl_ray.types import Batch, Spec, State
+from tests import compare
+from tests.compare import Problem, agree
+from tests.reference import cpql as ref_cpql
+from tests.reference import dqc as ref
+from tests.rows.kinds import Flat
+from tests.test_probes import Learned, one_hot, trained
+from tests.toys import batch, dataset, different, episode, generator, relative_error, run, run_config, spec_of
 
 SPEC = spec_of("dqc")
 H, H_A = SPEC.q_horizon, SPEC.act_horizon

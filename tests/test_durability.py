@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toys import leaves, same_bits
 
 from offrl_ray import checkpoint
 from offrl_ray.checkpoint import HISTORY, MANIFEST, TENSORS, path_of
@@ -28,6 +27,7 @@ from offrl_ray.records import FILE, TORN, Writer, read
 from offrl_ray.sweep.ledger import Ledger
 from offrl_ray.train import Snapshot
 from tests.conftest import Length, MakeRun, WriteFile, overwrite, trajectory
+from tests.toys import leaves, same_bits
 
 SOME = [300, pytest.param(None, marks=pytest.mark.storm, id="all")]
 """How many places of a file are damaged; None: all."""

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Generator, Tensor
-from toys import algorithm, different, generator
 
 from offrl_ray.algos import make
 from offrl_ray.algos.functional import select, stack
@@ -17,6 +16,7 @@ from offrl_ray.sweep.state import means
 from offrl_ray.train import start
 from offrl_ray.types import Algorithm, Critic, EnvStep, Noise, Obs, Spec, State
 from tests.conftest import OBS, MakeRun, ToyEnv
+from tests.toys import algorithm, different, generator
 
 MEAN, STD = (0.1, -0.2), (0.5, 2.0)
 SPEC = Spec(

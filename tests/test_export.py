@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from toys import generator, leaves, run, run_config, same_bits, spec_of
 
 from offrl_ray import checkpoint
 from offrl_ray.algos import VARIANTS, make
@@ -27,6 +26,7 @@ from offrl_ray.policy import Policy, acting
 from offrl_ray.train import Snapshot
 from offrl_ray.types import Spec, State
 from tests.conftest import REPOSITORY
+from tests.toys import generator, leaves, run, run_config, same_bits, spec_of
 
 SEEDS, STEP, N = (3, 5), 20, 4
 EXTRA = {"trial": "02-alpha_0.1", "point": {"algo.alpha": 0.1}, "success_once": {"mean": 0.5, "interval": [0.4, 0.6]}}

@@ -2,20 +2,19 @@
 
 from functools import partial
 
-import compare
 import pytest
 import torch
-import toys
-from compare import agree
-from reference import cpql as ref_cpql
-from reference import flow_bc as ref
-from rows.kinds import Flat
 from torch import Tensor
-from toys import advance, algorithm, batch, different, generator, relative_error, steps
 
 from offrl_ray.algos import VARIANTS
 from offrl_ray.algos import functional as fn
 from offrl_ray.types import Batch, State
+from tests import compare, toys
+from tests.compare import agree
+from tests.reference import cpql as ref_cpql
+from tests.reference import flow_bc as ref
+from tests.rows.kinds import Flat
+from tests.toys import advance, algorithm, batch, different, generator, relative_error, steps
 
 
 def lagging(state: State) -> State:

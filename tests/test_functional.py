@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from toys import SPEC, batch, dataset, episode, generator, same_bits
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.types import Batch, Spec
+from tests.toys import SPEC, batch, dataset, episode, generator, same_bits
 
 T = torch.tensor
 GAMMA = T(0.5)

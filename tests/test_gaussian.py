@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, TanhTransform
-from toys import SPEC, generator, same_bits, window
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos.gaussian import EDGE, TanhGaussian
 from offrl_ray.types import Spec
+from tests.toys import SPEC, generator, same_bits, window
 
 T = torch.tensor
 PI = TanhGaussian(SPEC, (16,), layer_norm=True, activation="mish")

@@ -2,20 +2,20 @@
 
 from functools import partial
 
-import compare
 import numpy as np
 import pytest
 import torch
-from compare import agree
-from reference import sac as ref
-from rows.kinds import Flat
-from test_probes import trained
 from torch import Tensor
-from toys import SPEC, advance, algorithm, dataset, different, episode, generator, run_config, steps
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos import sac
 from offrl_ray.types import Batch
+from tests import compare
+from tests.compare import agree
+from tests.reference import sac as ref
+from tests.rows.kinds import Flat
+from tests.test_probes import trained
+from tests.toys import SPEC, advance, algorithm, dataset, different, episode, generator, run_config, steps
 
 LOSS = pytest.mark.parametrize("loss", ["mse", "nll"])
 problem = partial(compare.problem, "gaussian_bc")

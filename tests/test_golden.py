@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import run_config, spec_of, walks
 
 from offrl_ray.algos import VARIANTS, make
 from offrl_ray.train import start, train
+from tests.toys import run_config, spec_of, walks
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from toys import SPEC, generator, relative_error, same_bits
 
 from offrl_ray.algos import flow, nets
 from offrl_ray.algos import functional as fn
 from offrl_ray.types import Spec
+from tests.toys import SPEC, generator, relative_error, same_bits
 
 Build = Callable[[], nn.Module]
 

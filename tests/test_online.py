@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import dataset, different, episode, generator, relative_error
 
 from offrl_ray.algos import make
 from offrl_ray.config import RunConfig, resolve
@@ -20,6 +19,7 @@ from offrl_ray.run import load_data, run
 from offrl_ray.train import Snapshot, start, train
 from offrl_ray.types import Batch, Spec
 from tests.conftest import ACTION, OBS, ToyEnv
+from tests.toys import dataset, different, episode, generator, relative_error
 
 SIZES = {"obs_horizon": 2, "act_horizon": 3, "pred_horizon": 4}
 TINY: dict[str, Any] = {

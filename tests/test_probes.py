@@ -11,9 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from rows import ROWS
-from rows.kinds import Flat
-from toys import dataset, episode, generator, half_missing, random_actions, run_config, spec_of
 
 from offrl_ray.algos import make
 from offrl_ray.algos.functional import select
@@ -21,6 +18,9 @@ from offrl_ray.data.dataset import Dataset
 from offrl_ray.fields import hparams
 from offrl_ray.train import Snapshot, start, train
 from offrl_ray.types import Algorithm, Hparams, Metrics
+from tests.rows import ROWS
+from tests.rows.kinds import Flat
+from tests.toys import dataset, episode, generator, half_missing, random_actions, run_config, spec_of
 
 
 class Chain(NamedTuple):

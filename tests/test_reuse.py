@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import run_config
 
 from offrl_ray import records
 from offrl_ray.config import to_dict
 from offrl_ray.errors import UsageError
 from offrl_ray.records import FILE, encode
 from offrl_ray.sweep.reuse import PACKAGE, Cached, code_version, find, key
+from tests.toys import run_config
 
 Config = dict[str, Any]
 CODE, OTHER_CODE = "0123456789ab", "ba9876543210"

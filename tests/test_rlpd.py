@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from toys import SPEC, algorithm, batch, different, generator, run_config
 
 from offrl_ray.algos import functional as fn
 from offrl_ray.algos import make
 from offrl_ray.algos.rlpd import _Rlpd
 from offrl_ray.types import Batch
+from tests.toys import SPEC, algorithm, batch, different, generator, run_config
 
 MEAN = {"cta_ratio": 1, "num_min": 1}
 

@@ -4,17 +4,22 @@ import math
 from collections.abc import Callable
 from functools import cache, partial
 
-import compare
 import pytest
 import torch
-from compare import Problem, agree
-from reference import sac as ref
-from rows import ROWS
-from rows.kinds import Flat
-from rows.sac import AWR, GAP, IQL, MODES, SAC
-from test_probes import trained
 from torch import Tensor
-from toys import (
+
+from offrl_ray.algos import functional as fn
+from offrl_ray.algos import sac
+from offrl_ray.errors import UsageError
+from offrl_ray.types import Batch, Spec, State
+from tests import compare
+from tests.compare import Problem, agree
+from tests.reference import sac as ref
+from tests.rows import ROWS
+from tests.rows.kinds import Flat
+from tests.rows.sac import AWR, GAP, IQL, MODES, SAC
+from tests.test_probes import trained
+from tests.toys import (
     SPEC,
     advance,
     algorithm,
@@ -27,11 +32,6 @@ from toys import (
     run_config,
     steps,
 )
-
-from offrl_ray.algos import functional as fn
-from offrl_ray.algos import sac
-from offrl_ray.errors import UsageError
-from offrl_ray.types import Batch, Spec, State
 
 T = torch.tensor
 SIZE = 5

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from rows import ROWS
-from toys import Flat, different, relative_error, run_config, same_bits, spec_of, walks
 
 from offrl_ray import checkpoint
 from offrl_ray.algos import VARIANTS, make
 from offrl_ray.algos.functional import select
 from offrl_ray.config import RunConfig
 from offrl_ray.train import Progress, Snapshot, start, train
+from tests.rows import ROWS
+from tests.toys import Flat, different, relative_error, run_config, same_bits, spec_of, walks
 
 VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 SEEDS = pytest.mark.parametrize("seeds", [(7,), (0, 1, 2)], ids=["one seed", "three seeds"])

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import ROWS
-from rows.kinds import UNSET, Flat
 from torch import Generator, Tensor
 
 from offrl_ray.algos import make
@@ -16,6 +14,8 @@ from offrl_ray.data import dataset as ds
 from offrl_ray.data.hdf5 import Episode
 from offrl_ray.fields import hparams
 from offrl_ray.types import Algorithm, Batch, Hparams, Noise, Spec, State
+from tests.rows import ROWS
+from tests.rows.kinds import UNSET, Flat
 
 SPEC = Spec(
     obs_shape={"state": (3,), "goal": (1,)},

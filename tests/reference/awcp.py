@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference import cpql
-from reference.cpql import Params, condition, critics, euler, mean, squares
+from tests.reference import cpql
+from tests.reference.cpql import Params, condition, critics, euler, mean, squares
 
 
 def data_q(critic: Params, batch: Any, cfg: Any, spec: Any) -> list[float]:

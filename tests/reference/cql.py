@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.cpql import Params, condition, double, gradient, layer_norm, mean, mish, relu, td_target
+from tests.reference.cpql import Params, condition, double, gradient, layer_norm, mean, mish, relu, td_target
 
 EDGE = 1 - 17 / 2**24
 """1 - 1e-6 as float32 has it."""

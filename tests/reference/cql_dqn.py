@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference import cpql
-from reference.cpql import Params, condition, double, gradient, mean, relu
+from tests.reference import cpql
+from tests.reference.cpql import Params, condition, double, gradient, mean, relu
 
 
 def values(p: Params, s: Tensor) -> list[Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference import cpql
-from reference.cpql import Params, clamp, condition, critic_outputs, double, gradient, mean, sample, sigmoid
+from tests.reference import cpql
+from tests.reference.cpql import Params, clamp, condition, critic_outputs, double, gradient, mean, sample, sigmoid
 
 EPS = 1e-5
 NETWORKS = ("policy", "chunk_critic", "action_critic", "value")

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reference import cpql
+from tests.reference import cpql
 
 
 def policy_loss(p: cpql.Params, state: Any, batch: Any, noise: dict[str, Tensor], cfg: Any, spec: Any) -> Tensor:

@@ -3,6 +3,6 @@
 from importlib import import_module
 
 from offrl_ray.algos import VARIANTS
-from rows.kinds import Row
+from tests.rows.kinds import Row
 
-ROWS: dict[str, Row] = {name: import_module(f"rows.{name}").ROW for name in VARIANTS}
+ROWS: dict[str, Row] = {name: import_module(f"tests.rows.{name}").ROW for name in VARIANTS}

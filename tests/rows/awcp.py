@@ -1,5 +1,5 @@
-from rows.cpql import ROW as CPQL
-from rows.kinds import Knob, Part, Row
+from tests.rows.cpql import ROW as CPQL
+from tests.rows.kinds import Knob, Part, Row
 
 OWN_OF_CPQL = {"alpha", "q_grad_mode", "q_grad_steps", "q_norm", "q_norm_eps"}
 VELOCITY = {"cons_mode": "velocity"}

@@ -1,4 +1,4 @@
-from rows.kinds import UNSET, Knob, Part, Row
+from tests.rows.kinds import UNSET, Knob, Part, Row
 
 NO_RESMLP = {"network.width": UNSET, "network.blocks": UNSET}
 PROBE = {

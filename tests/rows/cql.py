@@ -1,6 +1,6 @@
 import torch
 
-from rows.kinds import Knob, Part, Row
+from tests.rows.kinds import Knob, Part, Row
 
 STILL = {"lr_critic": 1e-30}
 """the critics' gradient is seen in their optimiser, and the policy does not climb a changed critic"""

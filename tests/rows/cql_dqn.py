@@ -1,7 +1,7 @@
 import torch
 
 from offrl_ray.types import Spec
-from rows.kinds import Knob, Part, Row
+from tests.rows.kinds import Knob, Part, Row
 
 SPEC = Spec(
     obs_shape={"state": (3,), "goal": (1,)},

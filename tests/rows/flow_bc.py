@@ -1,5 +1,5 @@
-from rows.cpql import ROW as CPQL
-from rows.kinds import Row
+from tests.rows.cpql import ROW as CPQL
+from tests.rows.kinds import Row
 
 NETWORK = {k for k in CPQL.knobs if k.startswith("network.")}
 OWN = NETWORK | {"num_flow_steps", "ema_decay", "lr", "warmup_steps", "grad_clip"}

@@ -1,6 +1,6 @@
 import torch
 
-from rows.kinds import Knob, Part, Row
+from tests.rows.kinds import Knob, Part, Row
 
 NLL = {"loss": "nll"}
 

@@ -1,4 +1,4 @@
-from rows.kinds import Flat, Knob, Part, Row
+from tests.rows.kinds import Flat, Knob, Part, Row
 
 SAC: Flat = {"actor_loss": "sac"}
 ADAPTIVE: Flat = {"lam_mode": "adaptive"}
