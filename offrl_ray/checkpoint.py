@@ -25,8 +25,9 @@ from torch import Tensor
 from offrl_ray import __version__
 from offrl_ray.config import RunConfig, from_dict, to_dict
 from offrl_ray.errors import CheckpointError, DiskFull, UsageError
+from offrl_ray.objects import Store, StoreError
 from offrl_ray.records import sync
-from offrl_ray.store import Store, StoreError, called, here, names, store
+from offrl_ray.store import called, here, names, store
 from offrl_ray.train import Snapshot
 from offrl_ray.types import Spec
 

@@ -49,7 +49,8 @@ from typing import Any, NamedTuple
 
 from offrl_ray import segments
 from offrl_ray.errors import DiskFull
-from offrl_ray.store import Store, StoreError, store
+from offrl_ray.objects import Store, StoreError
+from offrl_ray.store import store
 
 VERSION = 3
 FILE = "records.jsonl"

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import filelock
 
-from offrl_ray.store import Fenced, Store, held, store
+from offrl_ray.objects import Fenced, Store
+from offrl_ray.store import held, store
 
 FOLDER = "records"
 NAME = re.compile(r"([0-9]{12,})\.jsonl", re.ASCII)

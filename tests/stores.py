@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from offrl_ray import store
+from offrl_ray import objects as real
 
 Fault = Callable[[str, Any], None]
 """Called with an operation and its path; what it raises, the operation raises."""
@@ -43,14 +43,14 @@ def nothing(name: str, path: Any) -> None: ...
 
 @contextmanager
 def failing(before: Fault = nothing, after: Fault = nothing) -> Iterator[None]:
-    real = store._file_system
+    below = real._file_system  # which a test may have replaced
     with pytest.MonkeyPatch.context() as patch:
 
         def broken(url: str) -> tuple[Any, str]:
-            fs, base = real(url)
+            fs, base = below(url)
             return Failing(fs, before, after), base
 
-        patch.setattr(store, "_file_system", broken)
+        patch.setattr(real, "_file_system", broken)
         yield
 
 

@@ -11,7 +11,7 @@ from ray import cloudpickle
 
 from offrl_ray.distributed.failures import classify, error_of, trace_of
 from offrl_ray.errors import CheckpointError, DiskFull, UsageError
-from offrl_ray.store import StoreError
+from offrl_ray.objects import StoreError
 
 
 def in_task(error: Exception) -> BaseException:

@@ -27,6 +27,7 @@ LAYERS = [
     {"records", "fields", "exits", "claim"},
     {"segments"},
     {"store"},
+    {"objects"},
     {"types", "errors", "intervals"},
     {"__init__"},
 ]

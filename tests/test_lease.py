@@ -13,6 +13,7 @@ import pytest
 
 from offrl_ray import store
 from offrl_ray.errors import UsageError
+from offrl_ray.objects import Fenced
 from offrl_ray.store import place
 from offrl_ray.sweep import lease, requests
 from offrl_ray.sweep.ledger import Ledger
@@ -23,7 +24,7 @@ from tests.stores import failing, objects
 
 @pytest.fixture
 def folder(url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(store, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("offrl_ray.objects.PAUSES", (0.0, 0.0))
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
     return place(url)
 
@@ -143,7 +144,7 @@ def test_what_is_written_after_the_log_was_read_fences_the_other_driver_off(
         first.write(ledgers.work("a"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-            with pytest.raises(store.Fenced, match="has been written by another driver"):
+            with pytest.raises(Fenced, match="has been written by another driver"):
                 other.write([ledgers.session()])
             other._lock.release()
 

@@ -14,8 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from offrl_ray import records, segments, store
 from offrl_ray.errors import DiskFull, UsageError
+from offrl_ray.objects import Fenced, StoreError
 from offrl_ray.records import FILE, Writer
-from offrl_ray.store import Fenced, StoreError, place
+from offrl_ray.store import place
 from offrl_ray.sweep.reuse import beside
 from offrl_ray.sweep.state import State
 from tests import ledgers
@@ -28,7 +29,7 @@ BATCHES += [[r] for r in ledgers.work("a")[1:]]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("offrl_ray.objects.PAUSES", (0.0, 0.0))
     monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.05)
 
 
@@ -366,7 +367,7 @@ class Disk(LocalFileSystem):  # type: ignore[misc]
 def test_a_file_system_that_writes_bit_by_bit_shows_only_whole_files(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_file_system", lambda url: (Disk(), str(tmp_path / "disk")))
+    monkeypatch.setattr("offrl_ray.objects._file_system", lambda url: (Disk(), str(tmp_path / "disk")))
     found = store.store(place("disk://host/x"))
     assert found
     found.create("records/0", b"a")

@@ -13,7 +13,8 @@ from offrl_ray.checkpoint import clean, load, newest, path_of, remove, save, set
 from offrl_ray.config import RunConfig
 from offrl_ray.data.dataset import Dataset
 from offrl_ray.errors import CheckpointError, UsageError
-from offrl_ray.store import StoreError, place
+from offrl_ray.objects import StoreError
+from offrl_ray.store import place
 from offrl_ray.sweep import fsck
 from offrl_ray.train import Snapshot, start
 from tests import ledgers
@@ -31,7 +32,7 @@ def run(tiny: MakeRun) -> Run:
 
 @pytest.fixture
 def trial(url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(store, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("offrl_ray.objects.PAUSES", (0.0, 0.0))
     monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.0)
     folder = place(f"{url}/trials/a")
     folder.mkdir(parents=True)

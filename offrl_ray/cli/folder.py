@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from offrl_ray.distributed import address
 from offrl_ray.errors import UsageError, did_you_mean
-from offrl_ray.store import StoreError, called, given, local_path
+from offrl_ray.objects import StoreError
+from offrl_ray.store import called, given, local_path
 
 if TYPE_CHECKING:
     from offrl_ray.sweep.state import State, Trial

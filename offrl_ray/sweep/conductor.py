@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from offrl_ray.config import digest, from_dict
 from offrl_ray.errors import DiskFull
-from offrl_ray.store import StoreError, called
+from offrl_ray.objects import StoreError
+from offrl_ray.store import called
 from offrl_ray.sweep.ledger import Ledger, Record
 from offrl_ray.sweep.plan import Plan, point
 from offrl_ray.sweep.reuse import Cached, Earlier

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offrl_ray.errors import UsageError
-from offrl_ray.store import Store, StoreError, store
+from offrl_ray.objects import Store, StoreError
+from offrl_ray.store import store
 
 FILE = "driver.json"
 REQUESTS = "requests"
@@ -73,15 +74,17 @@ class Lease:
         seen = _holder(self._at)
         while seen and seen.age < STALE_SECONDS:
             if seen.age < FRESH_SECONDS:
-                raise UsageError([f"{self._at.url} is being written {seen.who}; wait until it has ended, or `stop` it"])
+                raise self._taken(seen.who)
             print(f"{self._at.url} was written {seen.who}; waiting until that is a minute", file=sys.stderr, flush=True)
             time.sleep(BEAT_SECONDS)
             seen = _holder(self._at)
         if seen and math.isfinite(seen.age) and self._beats(seen):
-            who = f"{seen.who} (its clock is behind ours, but it lives)"
-            raise UsageError([f"{self._at.url} is being written {who}; wait until it has ended, or `stop` it"])
+            raise self._taken(f"{seen.who} (its clock is behind ours, but it lives)")
         self._tell()
         self._thread.start()
+
+    def _taken(self, who: str) -> UsageError:
+        return UsageError([f"{self._at.url} is being written {who}; wait until it has ended, or `stop` it"])
 
     def _beats(self, seen: Holder) -> bool:
         """Clocks of two machines may differ; a word that changes is a sign of life by any."""
@@ -94,14 +97,10 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            if self._is_ours():
+            if (holder := _holder(self._at)) and holder.token == self._token:
                 self._at.remove(FILE)
         except StoreError:  # it ends by itself
             return
-
-    def _is_ours(self) -> bool:
-        holder = _holder(self._at)
-        return holder is not None and holder.token == self._token
 
     def _tell(self) -> None:
         about: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _space()}

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from offrl_ray.errors import UsageError
-from offrl_ray.store import StoreError, exists, here, names, store
+from offrl_ray.objects import StoreError
+from offrl_ray.store import exists, here, names, store
 from offrl_ray.sweep.conductor import Conductor
 from offrl_ray.sweep.lease import REQUESTS as FOLDER
 
