@@ -76,6 +76,10 @@ class TrainConfig:
     threads: Count = 1
     """CPU threads of one training process; more than it owns makes everything crawl"""
 
+    @property
+    def on_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
+
     @field_validator("device")
     @classmethod
     def _is_device(cls, value: str) -> str:

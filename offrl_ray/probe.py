@@ -76,7 +76,7 @@ def _forget_peaks() -> None:
 
 def device_here(plan: Plan) -> bool:
     """False if this machine lacks the device that the plan trains on."""
-    return torch.cuda.is_available() or all(torch.device(c.cfg.train.device).type != "cuda" for c in plan.cells)
+    return torch.cuda.is_available() or not any(c.cfg.train.on_gpu for c in plan.cells)
 
 
 def room_problems(plan: Plan, loaded: Loaded, folder: Path, keep_top: int | None) -> list[str]:

@@ -169,11 +169,11 @@ def test_a_folder_that_cannot_be_written_to_is_told(monkeypatch: pytest.MonkeyPa
 
 def test_a_url_is_no_disk_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("offrl_ray.store.Store.problems", lambda self: [])
+    monkeypatch.setattr("offrl_ray.objects.Store.problems", lambda self: [])
     results, cache = files.disks("s3://bucket/sweeps")
     only([results], "ok", "s3://bucket/sweeps can be written to")
     assert str(tmp_path) in cache.found
-    monkeypatch.setattr("offrl_ray.store.Store.problems", lambda self: ["--out: it refuses"])
+    monkeypatch.setattr("offrl_ray.objects.Store.problems", lambda self: ["--out: it refuses"])
     only([files.disks("s3://bucket/sweeps")[0]], "fail", "it refuses")
 
 
@@ -382,8 +382,8 @@ def test_a_cluster_is_joined_and_every_node_asked(tmp_path: Path, monkeypatch: p
     asked: list[Any] = []
 
     @contextmanager
-    def joined(at: str, namespace: str) -> Iterator[None]:
-        asked.append(at)
+    def joined(found: address.Found, namespace: str) -> Iterator[None]:
+        asked.append(found.address)
         yield
 
     def nodes(paths: Any = ()) -> list[preflight.Node]:
@@ -403,7 +403,7 @@ def test_a_cluster_is_joined_and_every_node_asked(tmp_path: Path, monkeypatch: p
 
 
 def test_a_cluster_that_may_not_be_joined_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(at: str, namespace: str) -> Any:
+    def refuse(found: address.Found, namespace: str) -> Any:
         raise UsageError(["no token", "another Ray"])
 
     monkeypatch.setattr(session, "ray_session", refuse)

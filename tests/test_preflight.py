@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from offrl_ray.config import TrainConfig
 from offrl_ray.distributed import preflight
 from offrl_ray.distributed.feasible import Room, resources, spread
 from offrl_ray.distributed.preflight import Kind, Node
@@ -21,7 +22,7 @@ def node(name: str = "one", cpus: float = 4, gpus: float = 0, **more: Any) -> No
 
 
 def cfg(device: str = "cpu", backend: str = "physx_cpu") -> Any:
-    return SimpleNamespace(train=SimpleNamespace(device=device), env=SimpleNamespace(sim_backend=backend))
+    return SimpleNamespace(train=TrainConfig(device=device), env=SimpleNamespace(sim_backend=backend))
 
 
 def refused(r: Resources, nodes: list[Node], cfgs: Any = (), kinds: Any = ()) -> list[str]:

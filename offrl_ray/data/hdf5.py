@@ -21,7 +21,6 @@ MEMORY_BUDGET = 8 * 2**30
 NATIVE = "native"  # control and reward mode of gymnasium's own environments, which have but one
 FLAGS = ("success", "terminated", "truncated")
 KEYS = ("actions", "obs", "rewards", *FLAGS)
-REPLAY = "offrl-ray data replay FILE.h5 --out NEW.h5{control}{reward}"
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,8 @@ def _check_modes(
 ) -> None:
     got = info["env_kwargs"]
     trained = f" --control-mode {control}" if control != got.get("control_mode") else ""  # raw files are in others
-    replay = REPLAY.format(control=trained, reward=f" --reward-mode {reward}" if reward not in (None, "none") else "")
+    rewards = f" --reward-mode {reward}" if reward not in (None, "none") else ""
+    replay = f"offrl-ray data replay FILE.h5 --out NEW.h5{trained}{rewards}"
     mend = f"replay it ({replay}) or set env.control_mode", "replay it or set env.reward_mode"
     if NATIVE in (control, got.get("control_mode")):
         mend = ("choose another file or variant",) * 2

@@ -14,6 +14,7 @@ from offrl_ray.errors import UsageError
 LOCAL = "local"
 HELP = "Ray to use: auto (RAY_ADDRESS, one that you started on this machine, or else its own), local, HOST:PORT"
 ANSWER_SECONDS = 1.5
+LISTENS = "0A"  # in /proc/net/tcp
 TOKENS = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token"
 COPY = (
     "copy it from the head: mkdir -p -m 700 ~/.ray && scp HEAD:.ray/auth_token ~/.ray/auth_token "
@@ -65,13 +66,21 @@ def _listens_as(uid: int, port: int) -> bool:
 
     True where nobody listens here, as on a node whose head is elsewhere, or the system does not tell (no /proc).
     """
-    rows = [line.split() for v in ("tcp", "tcp6") for line in _lines(Path("/proc/net") / v)[1:]]
-    owners = {int(r[7]) for r in rows if r[3] == "0A" and int(r[1].rpartition(":")[2], 16) == port}
+    owners = {o.uid for o in listeners() if o.port == port}
     return not owners or owners == {uid}
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+class Listener(NamedTuple):
+    port: int
+    uid: int
+    inode: str  # of its socket
+
+
+def listeners() -> list[Listener]:
+    """Who takes TCP connections on this machine; nothing where the system does not tell."""
+    files = [f for v in ("tcp", "tcp6") if (f := Path("/proc/net", v)).exists()]
+    rows = [line.split() for f in files for line in f.read_text().splitlines()[1:]]
+    return [Listener(int(r[1].rpartition(":")[2], 16), int(r[7]), r[9]) for r in rows if r[3] == LISTENS]
 
 
 def ray_folder() -> Path:

@@ -85,18 +85,17 @@ def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str, ask
     folder, known = conductor.ledger.folder, conductor.state.plan is not None
     namespace = f"offrl-{record['digest']}-{secrets.token_hex(4)}"
     wanted, here = Resources(**record["resources"]), versions()
-    follow = None
-    if session.locate(address).address == LOCAL:
-        some = _any_share(wanted, conductor) if wanted.pack else wanted
-        feasible.resources(some, _cfgs(conductor), [preflight.machine(here)], here, [])
-    with session.ray_session(address, namespace) as joined, _draining(conductor) as code:
+    cfgs, found, follow = [c.cfg for c in conductor.plan.cells], session.locate(address), None
+    if found.address == LOCAL:
+        fits_here(wanted, cfgs, here)
+    with session.ray_session(found, namespace) as told, _draining(conductor) as code:
         # Ray reads its settings when it is imported; and --help and bad input answer without it
         from offrl_ray.distributed.fit import fit
 
-        say(joined.line)
-        nodes, resources = _reserve(conductor, wanted, loaded, joined.address, here)
+        say(told)
+        nodes, resources = _reserve(conductor, wanted, cfgs, loaded, found.address, here)
         session_ = {"kind": "session", "host": socket.gethostname(), "pid": os.getpid(), "argv": sys.argv}
-        session_ |= {"address": joined.address, "nodes": [n.record() for n in nodes], "versions": here}
+        session_ |= {"address": found.address, "nodes": [n.record() for n in nodes], "versions": here}
         session_ |= {"resources": dataclasses.asdict(resources)}
         # a kill may leave the first of these alone, which must not be the session: it owes nothing
         conductor.write(*([] if known else [record]), *asked, session_)
@@ -114,7 +113,12 @@ def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str, ask
 
 
 def _reserve(
-    conductor: Conductor, wanted: Resources, loaded: Loaded, address: str, here: dict[str, str]
+    conductor: Conductor,
+    wanted: Resources,
+    cfgs: list[RunConfig],
+    loaded: Loaded,
+    address: str,
+    here: dict[str, str],
 ) -> tuple[list[preflight.Node], Resources]:
     """The nodes of the Ray that was joined, and what trials and evaluators reserve there.
 
@@ -130,24 +134,27 @@ def _reserve(
     kinds = [] if alone else preflight.kinds()
     if wanted.pack:
         known = feasible.resolved(wanted, nodes, kinds)
-        feasible.resources(_any_share(known, conductor), _cfgs(conductor), nodes, here, kinds)
+        feasible.resources(_any_share(known, cfgs), cfgs, nodes, here, kinds)
         found = pack(conductor.plan, loaded, known, say)
         say(found.told)
         wanted = found.resources
-    resources, notes = feasible.resources(wanted, _cfgs(conductor), nodes, here, kinds)
+    resources, notes = feasible.resources(wanted, cfgs, nodes, here, kinds)
     for note in notes:
         say(note)
     return nodes, resources
 
 
-def _any_share(wanted: Resources, conductor: Conductor) -> Resources:
-    """With shares that packing has yet to find."""
-    gpus = any(c.train.device.startswith("cuda") for c in _cfgs(conductor)) or wanted.gpus_per_trial
+def fits_here(wanted: Resources, cfgs: list[RunConfig], here: dict[str, str]) -> None:
+    """Raises UsageError if this machine, of the versions `here`, cannot hold a sweep."""
+    feasible.resources(_any_share(wanted, cfgs), cfgs, [preflight.machine(here)], here, [])
+
+
+def _any_share(wanted: Resources, cfgs: list[RunConfig]) -> Resources:
+    """With shares so small that they always fit, where packing has yet to find them."""
+    if not wanted.pack:
+        return wanted
+    gpus = wanted.gpus_per_trial or any(c.train.on_gpu for c in cfgs)
     return dataclasses.replace(wanted, cpus_per_trial=1e-3, gpus_per_trial=1e-3 if gpus else 0)
-
-
-def _cfgs(conductor: Conductor) -> list[RunConfig]:
-    return [c.cfg for c in conductor.plan.cells]
 
 
 @contextlib.contextmanager

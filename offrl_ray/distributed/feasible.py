@@ -8,6 +8,7 @@ from offrl_ray.distributed.preflight import LOOK_SECONDS, Kind, Node
 from offrl_ray.errors import UsageError
 from offrl_ray.sweep.plan import Resources
 
+KINDS = ("CPU", "GPU")
 SAME = ("offrl-ray", "code", "ray", "torch", "python")  # what must be alike on all nodes
 
 
@@ -38,10 +39,9 @@ def resolved(r: Resources, nodes: Sequence[Node], kinds: Sequence[Kind] = ()) ->
     """
     if r.evaluators is not None:
         return r
-    there = sum(int(n.has("GPU")) for n in nodes)
-    gpus = there or sum(k.most * int(k.resources.get("GPU", 0)) for k in kinds)
-    gpus = gpus if r.gpus_per_evaluator else 0
-    return dataclasses.replace(r, evaluators=max(1, gpus))
+    own = sum(int(n.has("GPU")) for n in nodes)
+    gpus = own or sum(k.most * int(k.resources.get("GPU", 0)) for k in kinds)
+    return dataclasses.replace(r, evaluators=max(1, gpus) if r.gpus_per_evaluator else 1)
 
 
 def spread(rooms: Sequence[Room], count: int, cpus: float, gpus: float) -> list[Room | None]:
@@ -76,15 +76,15 @@ def resources(
 
 
 def _rooms(r: Resources, nodes: Sequence[Node], kinds: Sequence[Kind]) -> tuple[list[str], list[str]]:
-    rooms = [Room(f"{n.name} ({n.address})", n.resources) for n in nodes]
+    rooms, had = [Room(f"{n.name} ({n.address})", n.resources) for n in nodes], [n.resources for n in nodes]
     each = (r.cpus_per_evaluator, r.gpus_per_evaluator)
     places = spread(rooms, r.evaluators or 0, *each)
-    coming = [Room(k.name, k.resources) for k in kinds for _ in range(min(k.most - _there(k, nodes), len(places) + 1))]
+    coming = [Room(k.name, k.resources) for k in kinds for _ in range(min(k.most - there(k, had), len(places) + 1))]
     later = spread(coming, places.count(None), *each)
-    wanted, had = _share(*each), _table(r, nodes, rooms)
+    wanted, table = _share(*each), _table(r, nodes, rooms)
     problems, notes = [], []
     if lost := later.count(None):
-        problem = f"{lost} of {len(places)} evaluators of {wanted} each fit on no node: {had}"
+        problem = f"{lost} of {len(places)} evaluators of {wanted} each fit on no node: {table}"
         problems.append(f"{problem}; lower --evaluators, --gpus-per-evaluator or --cpus-per-evaluator")
     elif later:
         notes.append(f"{len(later)} evaluators wait for nodes of {_names(later)}, which the autoscaler can bring")
@@ -94,14 +94,14 @@ def _rooms(r: Resources, nodes: Sequence[Node], kinds: Sequence[Kind]) -> tuple[
         if fit:
             notes.append(f"trials wait for nodes of {', '.join(fit)}, which the autoscaler can bring")
         else:
-            problem = f"a trial of {_share(*trial)} fits on no node: {had}"
+            problem = f"a trial of {_share(*trial)} fits on no node: {table}"
             problems.append(f"{problem}; {_remedy(r, nodes, kinds)}")
     return problems, notes
 
 
-def _there(kind: Kind, nodes: Sequence[Node]) -> int:
-    """Nodes of a kind that run already."""
-    return sum(all(n.has(k) == v for k, v in kind.resources.items() if k in ("CPU", "GPU")) for n in nodes)
+def there(kind: Kind, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many of the nodes with such resources are of a kind."""
+    return sum(all(n.get(k, 0) == kind.resources.get(k, 0) for k in KINDS) for n in nodes)
 
 
 def _share(cpus: float, gpus: float) -> str:
@@ -138,7 +138,7 @@ def _shares(r: Resources) -> list[str]:
 
 def _devices(r: Resources, cfgs: Sequence[RunConfig], nodes: Sequence[Node]) -> list[str]:
     problems = []
-    cuda = any(c.train.device.startswith("cuda") for c in cfgs)
+    cuda = any(c.train.on_gpu for c in cfgs)
     physx = any(c.env.sim_backend == "physx_cuda" for c in cfgs)
     if cuda and not r.gpus_per_trial:
         problems.append(

@@ -11,9 +11,9 @@ import platformdirs
 from offrl_ray import probe, run
 from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
-from offrl_ray.distributed import feasible, options, preflight, session
+from offrl_ray.distributed import options, session
 from offrl_ray.distributed.address import LOCAL
-from offrl_ray.distributed.drive import drive, say, versions
+from offrl_ray.distributed.drive import drive, fits_here, say, versions
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
 from offrl_ray.exits import exit_code
@@ -138,7 +138,8 @@ def _reserved(r: Resources) -> str:
 
 def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> str:
     """Time, memory and disk of a plan in words, from a few of its updates: here, or on a cluster that is joined."""
-    alone = session.locate(address).address == LOCAL
+    ray = session.locate(address)
+    alone = ray.address == LOCAL
     here = probe.device_here(work)
     if here and not resources.pack:
         slots = int((os.cpu_count() or 1) / resources.cpus_per_trial) if alone else 1
@@ -147,7 +148,7 @@ def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> 
     why = f"train.device is {work.cells[0].cfg.train.device}, and this machine has no GPU"
     if resources.pack or not alone:
         try:
-            with session.ray_session(address, f"offrl-dry-run-{os.getpid()}"):
+            with session.ray_session(ray, f"offrl-dry-run-{os.getpid()}"):
                 from offrl_ray.distributed.pack import pack
 
                 told, found, slots = pack(work, loaded, resources, say)[1:]
@@ -164,9 +165,8 @@ def cost(work: Plan, loaded: run.Loaded, resources: Resources, address: str) -> 
 
 def _refused(work: Plan, resources: Resources) -> list[str]:
     """Why this machine cannot run it."""
-    here = versions()
     try:
-        feasible.resources(resources, [c.cfg for c in work.cells], [preflight.machine(here)], here, [])
+        fits_here(resources, [c.cfg for c in work.cells], versions())
     except UsageError as e:
         return [f"this machine cannot run it: {p}" for p in e.problems]
     return []

@@ -22,7 +22,7 @@ from offrl_ray.config import RunConfig
 from offrl_ray.distributed import packing
 from offrl_ray.distributed.failures import classify
 from offrl_ray.distributed.packing import Free, Measured, Node, Site
-from offrl_ray.distributed.preflight import kinds
+from offrl_ray.distributed.preflight import alive, kinds
 from offrl_ray.errors import UsageError
 from offrl_ray.probe import UPDATES, Probe, Rehearsal
 from offrl_ray.run import Data, Loaded
@@ -49,7 +49,7 @@ def pack(work: Plan, loaded: Loaded, base: Resources, say: Callable[[str], None]
     cells = probe.some(work)
     if cells[0].cfg.online:
         return Packing(base, ONLINE, [None] * len(cells), 1)
-    gpus = wants_gpu(base, cells[0].cfg)
+    gpus = base.gpus_per_trial > 0 or cells[0].cfg.train.on_gpu
     nodes, coming = _alive(gpus), gpus and any(k.resources.get("GPU", 0) >= 1 for k in kinds())
     if not nodes and not coming:
         kind = "GPU" if gpus else "CPU"
@@ -78,15 +78,8 @@ def pack(work: Plan, loaded: Loaded, base: Resources, say: Callable[[str], None]
 
 def _alive(gpus: bool) -> list[dict[str, float]]:
     """Resources of the nodes on which trials may run."""
-    return [{"CPU": 0.0} | n["Resources"] for n in ray.nodes() if n["Alive"] and _fits(n["Resources"], gpus)]
-
-
-def _fits(resources: dict[str, float], gpus: bool) -> bool:
-    return resources.get("GPU" if gpus else "CPU", 0) >= 1
-
-
-def wants_gpu(base: Resources, cfg: RunConfig) -> bool:
-    return base.gpus_per_trial > 0 or torch.device(cfg.train.device).type == "cuda"
+    kind = "GPU" if gpus else "CPU"
+    return [{"CPU": 0.0} | n["Resources"] for n in alive() if n["Resources"].get(kind, 0) >= 1]
 
 
 def _best(stage: "_Stage", site: Site, seconds: float) -> tuple[list[Measured], int, str]:

@@ -47,18 +47,25 @@ def machine(versions: dict[str, str]) -> Node:
     return Node(platform.node(), "this machine", resources, versions, [], {})
 
 
+def alive() -> list[dict[str, Any]]:
+    """The living nodes as Ray tells of them; inside a ray_session."""
+    import ray
+
+    return [n for n in ray.nodes() if n["Alive"]]
+
+
 def nodes(paths: Sequence[Path] = ()) -> list[Node]:
     """Every living node, asked by a task on it; inside a ray_session."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    alive = [n for n in ray.nodes() if n["Alive"]]
+    there = alive()
     with contextlib.ExitStack() as stack:
         marks = [stack.enter_context(_mark(p)) for p in paths]
         look = ray.remote(num_cpus=0, max_retries=0)(_looker())
-        asked = [look.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote(marks) for n in alive]
+        asked = [look.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote(marks) for n in there]
         ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
-        return [_node(n, ref, paths) for n, ref in zip(alive, asked, strict=True)]
+        return [_node(n, ref, paths) for n, ref in zip(there, asked, strict=True)]
 
 
 def _node(told: dict[str, Any], asked: Any, paths: Sequence[Path]) -> Node:

@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from offrl_ray.distributed import evaluators
 from offrl_ray.distributed.feasible import Room, spread
+from offrl_ray.distributed.preflight import alive
 from offrl_ray.distributed.waiting import EVALUATOR, EVALUATORS, Waiting, coming
 
 PLACE_SECONDS = 5  # more than Ray takes to place what has room
@@ -53,7 +54,7 @@ def start_actors(
 
 def _where(count: int, cpus: float, gpus: float) -> list[Any]:
     """A place for each; with its node it loses it, and Ray finds another."""
-    nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+    nodes = {n["NodeID"]: n["Resources"] for n in alive()}
     places = spread([Room(id_, resources) for id_, resources in nodes.items()], count, cpus, gpus)
     names = [place.name if place else None for place in places]
     return [PlacementGroupSchedulingStrategy(group) for group in _reserve(names, nodes, cpus, gpus)]

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from offrl_ray.distributed import address as addresses
 from offrl_ray.errors import UsageError
@@ -32,11 +32,10 @@ SOCKET_ROOM = 107 - len(
 OLD_SECONDS = 24 * 3600
 
 
-class Joined(NamedTuple):
-    """The Ray of this session."""
-
-    address: str  # HOST:PORT, or local
-    line: str  # which it is, why, and what it has
+def apply_settings() -> None:
+    """Ray reads them when it is imported."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
 
 
 def locate(address: str) -> addresses.Found:
@@ -45,19 +44,16 @@ def locate(address: str) -> addresses.Found:
     if mode not in ("token", "disabled"):  # Ray takes any other word for an open cluster
         raise UsageError([f"RAY_AUTH_MODE must be token, or disabled for a Ray open to everybody, but is {mode!r}"])
     os.environ["RAY_AUTH_MODE"] = mode
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
+    apply_settings()
     return addresses.find(address)
 
 
 @contextlib.contextmanager
-def ray_session(address: str, namespace: str) -> Iterator[Joined]:
-    """A running Ray, or one of this machine's cores (`--address`: auto, local, HOST:PORT), with token authentication.
+def ray_session(found: addresses.Found, namespace: str) -> Iterator[str]:
+    """The Ray that was located, or one of this machine's cores, with token authentication. Yields a line about it.
 
-    Ray reads its settings when it is imported, so nothing may import it before. Raises UsageError where none may be
-    joined.
+    Nothing may import Ray before it is located. Raises UsageError where none may be joined.
     """
-    found = locate(address)
     how: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     mask = os.umask(0o077)  # the token and the session's folder are for this user alone
     try:
@@ -74,7 +70,7 @@ def ray_session(address: str, namespace: str) -> Iterator[Joined]:
     finally:
         os.umask(mask)
     try:
-        yield Joined(found.address, _told(found, ray.nodes(), context.dashboard_url))
+        yield _told(found, ray.nodes(), context.dashboard_url)
     finally:
         ray.shutdown()
 

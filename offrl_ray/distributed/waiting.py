@@ -7,14 +7,13 @@ from collections.abc import Callable
 import ray
 from ray.util.placement_group import placement_group_table
 
-from offrl_ray.distributed.feasible import Room
-from offrl_ray.distributed.preflight import Kind, kinds
+from offrl_ray.distributed.feasible import KINDS, Room, there
+from offrl_ray.distributed.preflight import alive, kinds
 
 FIRST_SECONDS = 30
 AGAIN_SECONDS = 60
 EVALUATOR = "offrl-evaluator"  # how the placement groups of evaluators are named
 TRIALS, EVALUATORS = "trials", "evaluators"
-KINDS = ("CPU", "GPU")
 Held = dict[str, dict[str, dict[str, float]]]  # node id -> who -> kind -> how much
 
 
@@ -45,12 +44,8 @@ class Waiting:
 
 def coming(cpus: float, gpus: float) -> list[str]:
     """The kinds of nodes with such room that an autoscaler can still bring."""
-    alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-
-    def there(kind: Kind) -> int:
-        return sum(all(n.get(k, 0) == kind.resources.get(k, 0) for k in KINDS) for n in alive)
-
-    return [k.name for k in kinds() if Room(k.name, k.resources).fits(cpus, gpus) and there(k) < k.most]
+    nodes = [n["Resources"] for n in alive()]
+    return [k.name for k in kinds() if Room(k.name, k.resources).fits(cpus, gpus) and there(k, nodes) < k.most]
 
 
 def _help(what: str, held: Held, cpus: float, gpus: float) -> str:
@@ -58,7 +53,7 @@ def _help(what: str, held: Held, cpus: float, gpus: float) -> str:
         return "a place is reserved and a process starts there; a slow disk or a crowded node makes that long"
     if brings := coming(cpus, gpus):
         return f"the autoscaler can bring nodes of {', '.join(brings)}; if none comes, its log on the head says why"
-    if any(Room("", n["Resources"]).fits(cpus, gpus) for n in ray.nodes() if n["Alive"]):
+    if any(Room("", n["Resources"]).fits(cpus, gpus) for n in alive()):
         return "it starts when what holds them ends; another sweep's `offrl-ray stop` would free some, or ask for less"
     return "no node that is left could hold it: bring the lost nodes back, or ask for less"
 
@@ -66,9 +61,7 @@ def _help(what: str, held: Held, cpus: float, gpus: float) -> str:
 def _nodes(held: Held) -> list[str]:
     free = ray._private.state.available_resources_per_node()
     told = []
-    for n in ray.nodes():
-        if not n["Alive"]:
-            continue
+    for n in alive():
         has, left, mine = n["Resources"], free.get(n["NodeID"], {}), held.get(n["NodeID"], {})
         room = ", ".join(f"{left.get(k, 0):g} of {has.get(k, 0):g} {k} free" for k in KINDS)
         rest = {k: has.get(k, 0) - left.get(k, 0) - sum(h.get(k, 0) for h in mine.values()) for k in KINDS}

@@ -1,10 +1,10 @@
 """What is right, doubtful or wrong with a machine, a cluster and a data file, and what mends it."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from offrl_ray.distributed import session
 from offrl_ray.doctor import cluster, files, machine, packages, rays, simulator
 from offrl_ray.doctor.check import Check, fail
 from offrl_ray.errors import UsageError
@@ -12,10 +12,7 @@ from offrl_ray.errors import UsageError
 
 def examine(out: str, data: Path | None, address: str | None) -> Iterator[Check]:
     """Check by check, in a fixed order; `out` is where results go, a folder or a URL. Raises nothing."""
-    from offrl_ray.distributed.session import SETTINGS
-
-    for key, value in SETTINGS.items():  # Ray reads them when it is imported
-        os.environ.setdefault(key, value)
+    session.apply_settings()
     local: dict[str, Callable[[], list[Check]]] = {
         "python": packages.python,
         "packages": packages.installed,

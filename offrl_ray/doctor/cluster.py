@@ -13,12 +13,12 @@ FATAL = ("python", "ray", "offrl-ray", "code")
 
 def nodes(at: str, out: str) -> list[Check]:
     """Of the Ray that `--address` means; `out` is where results go. Raises UsageError for an address that is none."""
-    found = address.find(at)
+    found = session.locate(at)
     if found.address == address.LOCAL:
         return [warn("cluster", f"none to join ({found.why})", "`ray start --head`; a sweep starts one of its own")]
     folder = None if files.is_url(out) else files.existing(Path(out))
     try:
-        with session.ray_session(at, "offrl-doctor"):
+        with session.ray_session(found, "offrl-doctor"):
             seen = preflight.nodes([] if folder is None else [folder])
     except UsageError as e:
         return [fail("cluster", problem) for problem in e.problems]

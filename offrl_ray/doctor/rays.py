@@ -17,7 +17,6 @@ SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 LONGEST = 107  # of a socket's path, in Linux
 FULL = 0.95  # beyond it Ray writes no objects to a disk
 RAYS = ("/gcs_server", "ray/dashboard/")
-LISTENS = "0A"  # in /proc/net/tcp
 NEW_TOKEN = "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"
 
 
@@ -82,15 +81,7 @@ def listening(process: Path) -> list[int]:
         for fd in (process / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # it has just been closed
                 sockets.add(os.readlink(fd))
-    rows = [line.split() for f in ("tcp", "tcp6") for line in _lines(Path("/proc/net", f))[1:]]
-    return [int(r[1].rpartition(":")[2], 16) for r in rows if r[3] == LISTENS and f"socket:[{r[9]}]" in sockets]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
+    return [o.port for o in address.listeners() if f"socket:[{o.inode}]" in sockets]
 
 
 def processes() -> Iterator[tuple[Path, list[str]]]:
@@ -117,10 +108,17 @@ def token() -> list[Check]:
     checks = [_private(Path(place))] if place != "RAY_AUTH_TOKEN" else [ok("token", "that of RAY_AUTH_TOKEN")]
     others = [os.environ.get("RAY_AUTH_TOKEN_PATH"), str(Path.home() / ".ray" / "auth_token")]
     for other in (f for f in others if f and f != place):
-        if "".join(_lines(Path(other))).strip() not in ("", text):
+        if _text(Path(other)) not in ("", text):
             found = f"{other} holds another one than {place}, which is used"
             checks.append(warn("token", found, "keep one of them"))
     return checks
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _private(path: Path) -> Check:

@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=5)
     parser.add_argument("--search", default="grid")
     args = parser.parse_args()
-    with session.ray_session("local", "driver"):
+    with session.ray_session(session.locate("local"), "driver"):
         for trials in map(int, args.trials.split(",")):
             with tempfile.TemporaryDirectory() as folder:
                 measure(Path(folder), trials, args.reports, args.search)

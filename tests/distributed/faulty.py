@@ -64,8 +64,7 @@ def fail(job: Any, step: int) -> None:
 def main() -> int:
     from offrl_ray.distributed import launch, session
 
-    for key, value in session.SETTINGS.items():  # before Ray is imported, which the classes below need
-        os.environ.setdefault(key, value)
+    session.apply_settings()  # before Ray is imported, which the classes below need
     from offrl_ray.distributed import evaluators, fit, trainable
 
     class FaultyTrial(trainable.Trial):

@@ -5,7 +5,6 @@ python packs.py FILE.h5
 
 import dataclasses
 import json
-import os
 import sys
 from typing import Any
 
@@ -25,8 +24,7 @@ SECONDS = 30
 
 
 def main() -> None:
-    for key, value in session.SETTINGS.items():  # before Ray is imported
-        os.environ.setdefault(key, value)
+    session.apply_settings()  # before Ray is imported
     session._ensure_token()
     import ray
 

@@ -115,7 +115,7 @@ SHARES = """
 import json, sys
 from offrl_ray.distributed import session
 
-with session.ray_session("auto", "shares"):
+with session.ray_session(session.locate("auto"), "shares"):
     import ray
     from offrl_ray.distributed import evaluators, reserve
 
