@@ -1,10 +1,11 @@
-"""What a command's exit code says: 0 done, 1 failed or left, 2 bad input, 74 disk full, 130 and 143 interrupted."""
+"""What a command's exit code says: 0 done, 1 failed or left, 2 bad input, 74 disk full, 129, 130, 143 interrupted."""
 
 import os
 import sys
 from collections.abc import Callable
 
 from offrl_ray.errors import DiskFull, UsageError, plain
+from offrl_ray.terminal import say
 
 DISK_FULL = os.EX_IOERR
 
@@ -14,19 +15,19 @@ def exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except UsageError as e:
-        print(e.report(), file=sys.stderr)
+        say(e.report(), error=True)
         return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of a command that only tells, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return 130
     except TimeoutError as e:
-        print(plain(e), file=sys.stderr)
+        say(plain(e), error=True)
         return 1
     except OSError as e:
         if not DiskFull.caused(e):
             raise
-        print(f"the disk is full: {plain(e)}", file=sys.stderr)
+        say(f"the disk is full: {plain(e)}", error=True)
         return DISK_FULL

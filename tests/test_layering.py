@@ -28,7 +28,7 @@ LAYERS = [
     {"segments"},
     {"store"},
     {"objects"},
-    {"types", "errors", "intervals"},
+    {"types", "errors", "intervals", "terminal"},
     {"__init__"},
 ]
 """From the top; a module imports itself, and what lies below."""

@@ -1,4 +1,4 @@
-"""The console script offrl-ray. Exit codes: 0 done, 1 failed or open, 2 bad input, 74 disk full, 130 interrupted."""
+"""The console script offrl-ray; exits.py has its exit codes."""
 
 import argparse
 
@@ -10,7 +10,7 @@ EPILOG = """\
 sweeps are scripts: python tune_configs/tune_cpql.py --help
 
 exit codes: 0 done; 1 trials failed or are open, or something is wrong; 2 bad input, nothing was started;
-74 the disk is full; 130 and 143 interrupted by Ctrl-C and SIGTERM, what was done is saved
+74 the disk is full; 130, 143, 129 interrupted by Ctrl-C, SIGTERM, a terminal that closes: what was done is saved
 """
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offrl_ray.errors import plain
 from offrl_ray.store import local_path
+from offrl_ray.terminal import end_signals, say
 
 if TYPE_CHECKING:
     from offrl_ray.collect.parts import Ask
@@ -82,15 +83,11 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(x) for x in text.split(","))
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _collect(args: argparse.Namespace) -> int:
     from offrl_ray.collect import collect
 
-    summary = collect(args.env_id, args.episodes, args.noise, args.seed, args.out, workers=args.workers, progress=_say)
-    _say(str(summary))
+    summary = collect(args.env_id, args.episodes, args.noise, args.seed, args.out, workers=args.workers, progress=say)
+    say(str(summary))
     return 0
 
 
@@ -113,25 +110,26 @@ def _check(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from offrl_ray.collect.replayed import replay
 
-    return _made(lambda ask: replay(args.file, args.out, ask, _say), args)
+    return _made(lambda ask: replay(args.file, args.out, ask, say), args)
 
 
 def _fetch(args: argparse.Namespace) -> int:
     from offrl_ray.collect.official import fetch
 
-    return _made(lambda ask: fetch(args.env_id, args.out, ask, args.source, _say), args)
+    return _made(lambda ask: fetch(args.env_id, args.out, ask, args.source, say), args)
 
 
 def _made(make: "Callable[[Ask], Summary]", args: argparse.Namespace) -> int:
     from offrl_ray.collect.official import FetchError
     from offrl_ray.collect.parts import Ask, ReplayError
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the replayers, leaves nothing
+    for number in end_signals():
+        signal.signal(number, lambda n, frame: sys.exit(128 + n))  # ends the replayers, leaves nothing
     modes = (args.control_mode, args.reward_mode, args.sim_backend)
     try:
         summary = make(Ask(*modes, args.episodes, args.workers, args.only_successes))
     except (FetchError, ReplayError) as e:
-        print("\n".join(map(plain, str(e).splitlines())), file=sys.stderr)
+        say("\n".join(map(plain, str(e).splitlines())), error=True)
         return 1
-    _say("\n".join(map(plain, str(summary).splitlines())))
+    say("\n".join(map(plain, str(summary).splitlines())))
     return 0

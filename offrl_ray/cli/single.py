@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from offrl_ray import __version__
 from offrl_ray.errors import UsageError
 from offrl_ray.store import local_path
+from offrl_ray.terminal import end_signals, say
 
 if TYPE_CHECKING:
     from offrl_ray.config import RunConfig
@@ -47,10 +48,6 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(x) for x in text.split(","))
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _train(args: argparse.Namespace) -> int:
     from contextlib import closing
 
@@ -63,7 +60,8 @@ def _train(args: argparse.Namespace) -> int:
 
     cfg, data = _checked(args)
     folder, env = args.out / "trials" / TRIAL, open_env(cfg.env)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run saves itself
+    for number in end_signals():
+        signal.signal(number, lambda n, frame: sys.exit(128 + n))  # the run saves itself
     with Ledger(args.out) as ledger:
         ledger.check(digest(cfg), data.files)
         if ledger.state.plan is None:
@@ -73,7 +71,7 @@ def _train(args: argparse.Namespace) -> int:
             ledger.write([{"kind": "plan", **plan, "versions": {"offrl-ray": __version__}}])
         trial = ledger.state.trials[TRIAL]
         if trial.ended and trial.status != "failed":
-            _say(f"{args.out}: this run has ended; nothing to do")
+            say(f"{args.out}: this run has ended; nothing to do")
             return 0
         if trial.ended:
             ledger.write([{"kind": "retry", "trial": TRIAL}])
@@ -85,12 +83,12 @@ def _train(args: argparse.Namespace) -> int:
             for update in updates:
                 ledger.write([{**record, "attempt": attempt} for record in update.records])
                 for line in filter(None, map(_line, update.records)):
-                    _say(line)
+                    say(line)
                 first = update.step if first is None else first
                 if first < update.step < cfg.train.steps:
                     left = (time.monotonic() - began) * (cfg.train.steps - update.step) / (update.step - first)
-                    _say(f"{update.step}/{cfg.train.steps} updates, about {left:.0f} s left")
-    _say(f"records: {args.out / records.FILE}\ncheckpoints: {folder}")
+                    say(f"{update.step}/{cfg.train.steps} updates, about {left:.0f} s left")
+    say(f"records: {args.out / records.FILE}\ncheckpoints: {folder}")
     return 0 if trial.status == "completed" else 1
 
 

@@ -26,13 +26,9 @@ from offrl_ray.sweep.ledger import LOCK, Ledger, Record, safe_trial
 from offrl_ray.sweep.plan import Keep, Plan, Resources
 from offrl_ray.sweep.retention import Stored, to_drop
 from offrl_ray.sweep.status import Progress
+from offrl_ray.terminal import end_signals, say
 
 PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
-SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def versions() -> dict[str, str]:
@@ -44,8 +40,8 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
     """Run what the folder still owes of a plan; its `record` begins a new one, and `asked` is recorded before that.
 
     Results of the sweeps beside it that are results of this one too are copied, unless the plan says fresh. Exit code:
-    0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 130 or 143 interrupted. Raises
-    UsageError, with nothing written, if no Ray can be joined or the one that is cannot hold the sweep.
+    0 every trial ended and none failed, 1 some failed or are left, 74 the disk is full, 128 plus the signal that
+    interrupted it. Raises UsageError, with nothing written, if no Ray can be joined, or one that cannot hold the sweep.
     """
     new = [p for p in (folder, *folder.parents) if not p.exists()]
     with Ledger(folder) as ledger:
@@ -165,11 +161,11 @@ def _draining(conductor: Conductor) -> Iterator[list[int]]:
     def drain(number: int, frame: Any) -> None:
         if code:
             raise KeyboardInterrupt
-        code.append(SIGNALS[signal.Signals(number)])
+        code.append(128 + number)
         conductor.drain(signal.Signals(number).name)
         say(f"{signal.Signals(number).name}: saving what runs; the same command goes on (once more: end now)")
 
-    before = {s: signal.signal(s, drain) for s in SIGNALS}
+    before = {s: signal.signal(s, drain) for s in (signal.SIGINT, *end_signals())}
     try:
         yield code
     except KeyboardInterrupt:
@@ -225,11 +221,11 @@ def _report(conductor: Conductor, code: int) -> int:
     shown = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
     say(f"{shown or 'nothing was run'}\nrecords: {called(records.kept(folder))}")
     if conductor.draining and not code:
-        print(f"stopped: {conductor.draining}", file=sys.stderr)
+        say(f"stopped: {conductor.draining}", error=True)
     if left:
-        print(f"the same command, or `offrl-ray resume {place}`, goes on with {left} points", file=sys.stderr)
+        say(f"the same command, or `offrl-ray resume {place}`, goes on with {left} points", error=True)
     if counts["failed"]:
-        print(f"`offrl-ray status {place}` says why trials failed, `offrl-ray retry` opens them", file=sys.stderr)
+        say(f"`offrl-ray status {place}` says why trials failed, `offrl-ray retry` opens them", error=True)
     if conductor.disk_full:
         return DISK_FULL
     return code or int(left > 0 or counts["failed"] > 0 or bool(conductor.draining) or not conductor.finished)

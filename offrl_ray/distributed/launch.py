@@ -13,7 +13,7 @@ from offrl_ray.collect import collect
 from offrl_ray.config import parse_assignments
 from offrl_ray.distributed import options, session
 from offrl_ray.distributed.address import LOCAL
-from offrl_ray.distributed.drive import drive, fits_here, say, versions
+from offrl_ray.distributed.drive import drive, fits_here, versions
 from offrl_ray.envs.experts import EXPERTS
 from offrl_ray.errors import UsageError
 from offrl_ray.exits import exit_code
@@ -21,6 +21,7 @@ from offrl_ray.sweep.ledger import NAME, check, place_problems
 from offrl_ray.sweep.plan import Demos, Keep, Plan, Resources, Sweep, plan, plan_record
 from offrl_ray.sweep.prior import priors
 from offrl_ray.sweep.state import State
+from offrl_ray.terminal import say
 
 
 def main(sweep: Sweep, argv: list[str] | None = None) -> int:
@@ -56,15 +57,15 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
         raise UsageError(problems + (run.data_problems(flat) if given else []))
     preset = sweep.presets[args.preset]
     resources = options.resources(args, preset.resources)
-    print(describe(sweep.question, work, resources))
+    say(describe(sweep.question, work, resources))
     if args.dry_run and not given and not _place(preset.demos).exists():
-        print("time and disk are not known before the demonstrations are collected")
+        say("time and disk are not known before the demonstrations are collected")
         return 0
     if not given:
         demonstrations(preset.demos)
     loaded, work = load(work)
     if args.dry_run:
-        print(cost(work, loaded, resources, args.address))
+        say(cost(work, loaded, resources, args.address))
         return 0
     if problems := probe.room_problems(work, loaded, folder, args.keep_top):
         raise UsageError(problems)
@@ -179,7 +180,7 @@ def demonstrations(demos: Demos) -> Path:
     with filelock.FileLock(f"{path}.lock"):
         if path.exists():
             return path
-        print(f"collecting {demos.episodes} demonstrations of {demos.env_id} into {path}, once")
+        say(f"collecting {demos.episodes} demonstrations of {demos.env_id} into {path}, once")
         workers = os.cpu_count() if demos.env_id in EXPERTS else None
         collect(demos.env_id, demos.episodes, demos.noise, demos.seed, path, workers=workers, progress=say)
     return path

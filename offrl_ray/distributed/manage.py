@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from offrl_ray import probe
-from offrl_ray.distributed.drive import drive, say, versions
+from offrl_ray.distributed.drive import drive, versions
 from offrl_ray.distributed.launch import cost, describe, load
 from offrl_ray.errors import UsageError
 from offrl_ray.store import called
@@ -18,6 +18,7 @@ from offrl_ray.sweep.plan import Resources, plan_of
 from offrl_ray.sweep.spec import Objective
 from offrl_ray.sweep.state import State
 from offrl_ray.sweep.status import driver_runs, ranked
+from offrl_ray.terminal import say
 
 ANSWER_SECONDS = 30
 POLL_SECONDS = 0.2

@@ -9,6 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,30 @@ def ray_session(found: addresses.Found, namespace: str) -> Iterator[str]:
 
         # at the end it would list, as errors, all trials that are not simply terminated
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-        context = ray.init(found.address, **how)
+        with _apart():
+            context = ray.init(found.address, **how)
     finally:
         os.umask(mask)
     try:
         yield _told(found, ray.nodes(), context.dashboard_url)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """A Ray that starts meanwhile is in no session of ours, so what ends the driver's whole group (a terminal that
+    closes, `timeout`) leaves it alone, and trials can save themselves. Where it could outlive the driver it stays.
+    """
+    from ray._private import services, utils
+
+    popen = services.ConsolePopen
+    if utils.detect_fate_sharing_support():
+        services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _told(found: addresses.Found, nodes: list[dict[str, Any]], dashboard: str | None) -> str:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from offrl_ray.errors import UsageError
 from offrl_ray.objects import Store, StoreError
 from offrl_ray.store import store
+from offrl_ray.terminal import say
 
 FILE = "driver.json"
 REQUESTS = "requests"
@@ -75,7 +75,7 @@ class Lease:
         while seen and seen.age < STALE_SECONDS:
             if seen.age < FRESH_SECONDS:
                 raise self._taken(seen.who)
-            print(f"{self._at.url} was written {seen.who}; waiting until that is a minute", file=sys.stderr, flush=True)
+            say(f"{self._at.url} was written {seen.who}; waiting until that is a minute", error=True)
             time.sleep(BEAT_SECONDS)
             seen = _holder(self._at)
         if seen and math.isfinite(seen.age) and self._beats(seen):

@@ -7,6 +7,7 @@ eval actor hang                         test_processes_killed_and_frozen (SIGSTO
 trial hang                              test_processes_killed_and_frozen (SIGSTOP); test_each_fault (a sleep: stacks)
 driver SIGKILL, then resume             test_damaged_checkpoints; test_sweep.py; storms/driver.py
 driver SIGTERM, SIGINT, `stop`          test_signals; test_draining.py
+the driver's terminal closes            test_signals
 node loss                               test_nodes.py (two raylets on this machine)
 node freeze                             not here: for Ray it is a node that is lost, after half a minute
 head/GCS loss                           storms/driver.py --gcs; Ray needs a minute to notice
@@ -61,9 +62,9 @@ def start(home: Path, tmp_path: Path) -> Iterator[Start]:
     """Start a sweep of as many trials as learning rates, with faults of theirs, into tmp_path/faulty-smoke."""
     sessions = []
 
-    def begin(*extra: str, rates: list[float], **faults: list[float]) -> Session:
+    def begin(*extra: str, rates: list[float], terminal: int | None = None, **faults: list[float]) -> Session:
         env = {"RATES": json.dumps(rates), "FAULTS": json.dumps(faults)}
-        sessions.append(Session(home, ENTRY, "--out", tmp_path, *extra, env=env))
+        sessions.append(Session(home, ENTRY, "--out", tmp_path, *extra, env=env, terminal=terminal))
         return sessions[-1]
 
     yield begin
@@ -183,7 +184,12 @@ def test_signals(start: Start, folder: Path, home: Path) -> None:
     assert beside.ended() == 2
     assert f"process {first.process.pid}" in beside.text
     assert f"on {os.uname().nodename!r}" in beside.text
-    interrupted(first, folder, lambda: first.send(signal.SIGTERM), 143)
+    interrupted(first, folder, lambda: first.send_all(signal.SIGTERM), 143)
+    ours, theirs = os.openpty()
+    in_terminal = start(terminal=theirs)
+    os.close(theirs)
+    goes_on(in_terminal, folder)
+    interrupted(in_terminal, folder, lambda: os.close(ours), 129)
     second = start()
     goes_on(second, folder)
     interrupted(second, folder, lambda: second.send(signal.SIGINT), 130)

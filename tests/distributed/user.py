@@ -1,12 +1,15 @@
 """A sweep as a user starts it, and what an accident can do to its processes."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ def redone(log: list[Record]) -> list[int]:
 class Session:
     """A command in a process group of its own. What it starts inherits a mark, by which it is found again."""
 
-    def __init__(self, home: Path, *argv: str | Path, env: dict[str, str] | None = None):
+    def __init__(self, home: Path, *argv: str | Path, env: dict[str, str] | None = None, terminal: int | None = None):
         self.mark, self.out = uuid.uuid4().hex, home / f"out-{uuid.uuid4().hex[:8]}.txt"
         own = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": str(ROOT)}
         # SPT_NOENV: Ray changes its processes' titles, which would else overwrite the mark
@@ -63,9 +66,10 @@ class Session:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, argv)],
                 env={**os.environ, **own, **(env or {})},
-                stdout=out,
-                stderr=out,
+                stdout=out if terminal is None else terminal,
+                stderr=out if terminal is None else terminal,
                 start_new_session=True,
+                preexec_fn=terminal and partial(fcntl.ioctl, terminal, termios.TIOCSCTTY, 0),
             )
 
     @property
@@ -101,6 +105,10 @@ class Session:
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def send_all(self, number: signal.Signals) -> None:
+        """To its process group, as `timeout` does."""
+        os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
         self.process.kill()
