@@ -118,6 +118,19 @@ def test_other_work_and_other_data_are_refused(
         check(tmp_path, state(*log), digest, data)
 
 
+def test_another_sweep_is_told_what_it_has_otherwise(tmp_path: Path) -> None:
+    old = {"base": {"data.files": ["/home/a/x.h5"], "train.steps": 10, "env.id": "X-v1"}, "axes": {"algo.lr": [1, 2]}}
+    now = {"data.files": ("/home/b/x.h5",), "train.steps": 10, "eval.every": 5, "algo.lr": (1, 2)}
+    with pytest.raises(UsageError) as e:
+        check(tmp_path, state(PLAN | old), "other", DATA, now)
+    assert (
+        "its plan differs: data.files was ['/home/a/x.h5'] and is ['/home/b/x.h5'], env.id was 'X-v1' and is the "
+        "default, eval.every was the default and is 5; choose another folder"
+    ) in str(e.value)
+    with pytest.raises(UsageError, match="its plan differs; choose"):
+        check(tmp_path, state(PLAN), "other", DATA, now)
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".x", "a\n", "x" * 65, None, 3])
 def test_a_forged_name_leads_nowhere(tmp_path: Path, name: object) -> None:
     with pytest.raises(UsageError, match="do not trust"):

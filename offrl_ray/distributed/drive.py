@@ -62,7 +62,7 @@ def _unmake(folder: Path, new: list[Path]) -> None:
 
 def _drive(ledger: Ledger, plan: Plan, record: Record, loaded: Loaded, address: str, asked: Sequence[Record]) -> int:
     folder, place = ledger.folder, called(ledger.folder)
-    ledger.check(plan.digest, loaded.files)
+    ledger.check(plan.digest, loaded.files, plan.settings)
     requests.clear(folder)
     if ledger.problems:
         say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")

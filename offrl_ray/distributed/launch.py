@@ -70,7 +70,7 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     if problems := probe.room_problems(work, loaded, folder, args.keep_top):
         raise UsageError(problems)
     keep = Keep(top=args.keep_top, bytes=args.keep_bytes)
-    check(folder, State.read(folder), work.digest, loaded.files)
+    check(folder, State.read(folder), work.digest, loaded.files, work.settings)
     record = plan_record(sweep, args.preset, work, loaded.files, versions(), resources, keep)
     record |= {"fresh": args.fresh, "priors": priors(work, State.read(args.warm_start)) if args.warm_start else []}
     return drive(folder, work, record, loaded, args.address)

@@ -1,15 +1,17 @@
 """The single writer of a folder's records, and the state that they add up to."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
 
 from offrl_ray import records, segments
-from offrl_ray.errors import UsageError
+from offrl_ray.errors import UsageError, plain
 from offrl_ray.segments import LOCK
 from offrl_ray.store import called, store
 from offrl_ray.sweep.lease import Lease
@@ -71,9 +73,9 @@ class Ledger:
             self.state.add(record)
             learn(record)
 
-    def check(self, digest: str, data: Sequence[Record]) -> None:
+    def check(self, digest: str, data: Sequence[Record], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Raises UsageError unless the folder is free, or holds exactly this work on exactly this data."""
-        check(self.folder, self.state, digest, data)
+        check(self.folder, self.state, digest, data, settings)
 
     def close(self) -> None:
         if self._writer:
@@ -103,17 +105,31 @@ def _who(state: State) -> str:
     return f" by process {s['pid']!r} on {s['host']!r} since {since}"
 
 
-def check(folder: Path, state: State, digest: str, data: Sequence[Record]) -> None:
-    """Raises UsageError unless the state is empty, or of exactly this work on exactly this data."""
+def check(
+    folder: Path, state: State, digest: str, data: Sequence[Record], settings: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Raises UsageError unless the state is empty, or of exactly this work on exactly this data.
+
+    `settings` are those of `Plan.settings`, of which the error names those that differ.
+    """
     if not state.count:
         return
     place = called(folder)
     if state.plan is None or state.plan["digest"] != digest:
-        raise UsageError([f"{place} holds another run or sweep, its plan differs; choose another folder"])
+        old = state.plan or {}
+        differ = _differences({**old.get("base", {}), **old.get("axes", {})}, settings)
+        raise UsageError([f"{place} holds another run or sweep, its plan differs{differ}; choose another folder"])
     before, now = ([f["digest"] for f in files] for files in (state.plan["data"], data))
     if before != now:
         changed = ", ".join(str(f["file"]) for f in data if f["digest"] not in before) or "their order or number"
         raise UsageError([f"{place} was begun on other data: {changed} has changed; choose another folder"])
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    now = json.loads(json.dumps(dict(now)))  # as a record has it
+    keys = sorted(k for k in before.keys() & now.keys() if before[k] != now[k]) + sorted(before.keys() ^ now.keys())
+    was, has = ({k: repr(of[k]) if k in of else "the default" for k in keys} for of in (before, now))
+    return ": " + ", ".join(f"{plain(k)} was {was[k]} and is {has[k]}" for k in keys) if before and now and keys else ""
 
 
 def place_problems(folder: Path) -> list[str]:

@@ -101,7 +101,8 @@ def test_another_sweep_does_not_enter_the_folder(home: Path, swept: Path) -> Non
     before = (swept / records.FILE).read_bytes()
     done = run(home, swept.parent, "--set", "train.batch_size=32")
     assert done.returncode == 2
-    assert "holds another run or sweep" in done.stderr
+    assert "holds another run or sweep, its plan differs: train.batch_size was " in done.stderr
+    assert " and is 32; choose" in done.stderr
     assert (swept / records.FILE).read_bytes() == before
 
 
