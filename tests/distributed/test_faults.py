@@ -44,7 +44,7 @@ import pytest
 
 from offrl_ray import checkpoint
 from tests.distributed.faulty import EVAL_EVERY, STEPS
-from tests.distributed.user import ROOT, Record, Session, log_of, redone, violations
+from tests.distributed.user import ROOT, Record, Session, log_of, redone, sessions, violations
 
 pytestmark = pytest.mark.ray
 ENTRY = ROOT / "tests/distributed/faulty.py"
@@ -60,16 +60,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(home: Path, tmp_path: Path) -> Iterator[Start]:
     """Start a sweep of as many trials as learning rates, with faults of theirs, into tmp_path/faulty-smoke."""
-    sessions = []
 
     def begin(*extra: str, rates: list[float], terminal: int | None = None, **faults: list[float]) -> Session:
         env = {"RATES": json.dumps(rates), "FAULTS": json.dumps(faults)}
-        sessions.append(Session(home, ENTRY, "--out", tmp_path, *extra, env=env, terminal=terminal))
-        return sessions[-1]
+        return session(home, ENTRY, "--out", tmp_path, *extra, env=env, terminal=terminal)
 
-    yield begin
-    for s in sessions:
-        s.close()
+    with sessions() as session:
+        yield begin
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.distributed.cluster import Cluster, free_port
 from tests.distributed.faulty import EVAL_EVERY
-from tests.distributed.user import ROOT, Session, log_of, violations
+from tests.distributed.user import ROOT, Session, log_of, sessions, violations
 
 pytestmark = pytest.mark.ray
 ENTRY = ROOT / "tests/distributed/faulty.py"
@@ -40,16 +40,13 @@ def two(home: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def start(home: Path, tmp_path: Path) -> Iterator[Start]:
     """Start a sweep of as many trials as learning rates into tmp_path/faulty-smoke, on a Ray at an address."""
-    sessions = []
 
     def begin(address: str, *extra: str, rates: Any = (0.001,), script: Path = ENTRY, **env: str) -> Session:
         own = {"RATES": json.dumps(list(rates)), "RAY_ADDRESS": address, **env}
-        sessions.append(Session(home, script, "--out", tmp_path, *extra, env=own))
-        return sessions[-1]
+        return session(home, script, "--out", tmp_path, *extra, env=own)
 
-    yield begin
-    for s in sessions:
-        s.close()
+    with sessions() as session:
+        yield begin
 
 
 @pytest.fixture

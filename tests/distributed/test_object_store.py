@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import pytest
 from offrl_ray import checkpoint, records
 from offrl_ray.store import called, place
 from tests.distributed.faulty import EVAL_EVERY
-from tests.distributed.test_faults import ENTRY, HEALTHY, ends, of, offrl_ray, reaches, reported, worker
-from tests.distributed.user import ROOT, Session, log_of, redone, results, violations
+from tests.distributed.test_faults import ENTRY, HEALTHY, Start, ends, of, offrl_ray, reaches, reported, worker
+from tests.distributed.user import ROOT, Session, log_of, redone, results, sessions, violations
 
 moto = pytest.importorskip("moto.server", reason="moto[server], the S3 server of these tests, is not installed")
 pytest.importorskip("s3fs", reason="s3fs, the extra [s3], is not installed")
@@ -104,22 +104,21 @@ def folder(out: str) -> Path:
     return place(f"{out}/faulty-smoke")
 
 
-class Start:
-    def __init__(self, home: Path, out: str):
-        self._home, self._out, self.sessions = home, out, list[Session]()
+@contextmanager
+def starts(home: Path, out: str | Path) -> Iterator[Start]:
+    """What begins a sweep there."""
 
-    def __call__(self, *extra: str, rates: list[float] = RATES) -> Session:
-        env = {"RATES": json.dumps(rates), "RAY_ADDRESS": "local"}
-        self.sessions.append(Session(self._home, ENTRY, "--out", self._out, *extra, env=env))
-        return self.sessions[-1]
+    def begin(*extra: str, rates: list[float] = RATES) -> Session:
+        return session(home, ENTRY, "--out", out, *extra, env={"RATES": json.dumps(rates)})
+
+    with sessions() as session:
+        yield begin
 
 
 @pytest.fixture
 def start(home: Path, out: str) -> Iterator[Start]:
-    begin = Start(home, out)
-    yield begin
-    for s in begin.sessions:
-        s.close()
+    with starts(home, out) as begin:
+        yield begin
 
 
 @pytest.fixture
@@ -133,11 +132,9 @@ def elsewhere(tmp_path: Path) -> Path:
 def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """What the sweep of RATES gives on a path."""
     out = tmp_path_factory.mktemp("out")
-    session = Start(home, str(out))(*LONG)
-    try:
+    with starts(home, out) as start:
+        session = start(*LONG)
         assert session.ended() == 0, session.text
-    finally:
-        session.close()
     return results(log_of(out / "faulty-smoke"))
 
 

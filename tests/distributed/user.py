@@ -9,6 +9,7 @@ import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,22 @@ class Session:
             except ProcessLookupError:
                 continue
         self.process.wait()
+
+
+@contextmanager
+def sessions() -> Iterator[Callable[..., Session]]:
+    """`Session`; each one that it makes is closed in the end."""
+    begun: list[Session] = []
+
+    def begin(*args: Any, **more: Any) -> Session:
+        begun.append(Session(*args, **more))
+        return begun[-1]
+
+    try:
+        yield begin
+    finally:
+        for session in begun:
+            session.close()
 
 
 def all_processes() -> Iterator[tuple[int, str, bytes]]:
