@@ -13,18 +13,19 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from offrl_ray.records import read
+from offrl_ray.records import FILE, read
+from offrl_ray.sweep.status import driver_runs
 from tests.distributed.user import ROOT, all_processes, log_of, violations
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-NEEDED = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "pkill": "procps"}
+NEEDED = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "pkill": "procps", "tmux": "tmux"}
 RAY = Path(sys.executable).with_name("ray")
 SCRIPT = "tune_configs/tune_cpql.py"
 POINTS = 2
@@ -60,6 +61,7 @@ class Host:
         env = {
             "HOME": self.home,
             "RAY_TMPDIR": self.temp,
+            "TMUX_TMPDIR": self.home,
             "SESSION_MARK": self.mark,
             "SPT_NOENV": 1,
             "PYTHONPATH": ROOT,
@@ -136,6 +138,12 @@ class Host:
         mark = f"SESSION_MARK={self.mark}".encode()
         return {pid: title for pid, title, environ in all_processes() if mark in environ}
 
+    def until(self, what: Callable[[], bool], seconds: float = 200) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.2)
+
     def gone(self, seconds: float = 60) -> dict[int, str]:
         """What of it still runs after so long; ssh keeps a connection open for ten seconds."""
         deadline = time.monotonic() + seconds
@@ -187,8 +195,10 @@ def test_a_sweep_on_a_cluster_from_up_to_down(
     ray("up", "up", "-y", host.yaml)
     assert {oct(p.stat().st_mode & 0o777) for p in (host.temp, host.home / ".ray")} == {"0o700"}
     assert oct((host.home / ".ray/auth_token").stat().st_mode & 0o777) == "0o600"
-    text = ray("submit", "submit", host.yaml, SCRIPT, "--", *args)
-    assert f"{POINTS} completed" in text
+    ray("submit", "submit", "--tmux", host.yaml, SCRIPT, "--", *args)
+    host.until(lambda: (folder / FILE).exists() and not driver_runs(folder))
+    assert f"trials    {POINTS} completed" in ray("watch", "exec", host.yaml, f"offrl-ray status {folder}")
+    ray("leave", "exec", host.yaml, "tmux kill-server")
     assert (host.home / "tune_cpql.py").exists()
     ends = [r["status"] for r in log_of(folder) if r["kind"] == "end"]
     assert ends == ["completed"] * POINTS
