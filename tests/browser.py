@@ -46,6 +46,8 @@ class Browser:
         for fd in (low_in, low_out, theirs_in, theirs_out):
             os.close(fd)
         self._session: str | None = None
+        self._answers = select.poll()
+        self._answers.register(self._in, select.POLLIN)
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -115,7 +117,7 @@ class Browser:
     def _read(self) -> Any:
         deadline = time.monotonic() + SECONDS
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
+            ready = self._answers.poll(1000 * max(0.0, deadline - time.monotonic()))
             data = os.read(self._in, 1 << 16) if ready else b""
             if not data:
                 raise RuntimeError("the browser ended" if ready else f"no answer within {SECONDS:.0f} s")

@@ -34,7 +34,7 @@ class Proxy:
     """A TCP port that leads to another, and can be closed for a while."""
 
     def __init__(self, to: tuple[str, int]):
-        self._to, self._open = to, list[socket.socket]()
+        self._to, self._open = to, set[socket.socket]()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.up, self.refused = True, 0
@@ -42,11 +42,9 @@ class Proxy:
 
     def down(self) -> None:
         self.up = False
-        for s in self._open:
+        for s in list(self._open):
             with suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)  # a mere close would not wake who reads
-            s.close()
-        self._open.clear()
 
     def _accept(self) -> None:
         while True:
@@ -56,9 +54,18 @@ class Proxy:
                 came.close()
                 continue
             there = socket.create_connection(self._to)
-            self._open += [came, there]
-            for a, b in ((came, there), (there, came)):
-                threading.Thread(target=self._pass, args=(a, b), daemon=True).start()
+            threading.Thread(target=self._connect, args=(came, there), daemon=True).start()
+
+    def _connect(self, came: socket.socket, there: socket.socket) -> None:
+        self._open |= {came, there}
+        with came, there:
+            if not self.up:  # since it came
+                return
+            back = threading.Thread(target=self._pass, args=(there, came), daemon=True)
+            back.start()
+            self._pass(came, there)
+            back.join()
+        self._open -= {came, there}
 
     def _pass(self, a: socket.socket, b: socket.socket) -> None:
         try:
