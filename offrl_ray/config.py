@@ -224,7 +224,7 @@ class RunConfig:
         if self.online and self.env.num_envs > 1:
             rules.append(f"env.num_envs must be 1 for {self.algo.name}, but is {self.env.num_envs}")
         if self.online and self.env.sim_backend == "physx_cuda":  # made for hundreds at a time
-            rules.append(f"env.sim_backend must be physx_cpu for {self.algo.name}, which steps one, but is physx_cuda")
+            rules.append(f"env.sim_backend must not be physx_cuda for {self.algo.name}, which steps one; use physx_cpu")
         if self.eval.seed + self.eval.episodes > 2**32:
             rules.append(f"eval.seed + eval.episodes must be <= 2**32, but got {self.eval.seed} + {self.eval.episodes}")
         if rules:

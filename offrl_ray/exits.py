@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from offrl_ray.errors import DiskFull, UsageError, plain
-from offrl_ray.terminal import say
+from offrl_ray.terminal import say, unread
 
 DISK_FULL = os.EX_IOERR
 
@@ -17,7 +17,10 @@ def exit_code(command: Callable[[], int]) -> int:
     except UsageError as e:
         say(e.report(), error=True)
         return 2
-    except BrokenPipeError:  # the reader of a command that only tells, such as `head`, has seen enough
+    except BrokenPipeError:
+        if not unread():
+            raise
+        # the reader of a command that only tells, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -650,7 +650,7 @@ def test_an_extended_search_goes_on_as_the_same_sweep(tmp_path: Path) -> None:
         ledger.write([{"kind": "extend", "trials": 2}])
         assert ledger.state.plan
         found = plan_of(ledger.state.plan)
-        ledger.check(found.digest, [])
+        ledger.check({"digest": found.digest, "data": []})
     after = finish(tmp_path, found)
     assert Counter(t.cell for t in after.state.trials.values()) == {0: 6, 1: 6}
     assert len(after.jobs) == 4

@@ -353,7 +353,7 @@ def driven(monkeypatch: pytest.MonkeyPatch) -> Driven:
     def answer(folder: Path, work: Plan, told: Record, loaded: Loaded, address: str) -> int:
         calls.append((folder, work, told, address))
         with Ledger(folder) as ledger:
-            ledger.check(work.digest, loaded.files)
+            ledger.check({"digest": work.digest, "data": loaded.files})
             ledger.write([] if ledger.state.plan else [told])
         return 1
 

@@ -97,8 +97,8 @@ def state(*log: Record) -> State:
 
 
 def test_a_free_folder_and_the_same_work_on_the_same_data_are_fine(tmp_path: Path) -> None:
-    check(tmp_path, state(), "d", DATA)
-    check(tmp_path, state(PLAN), "d", DATA)
+    for held in (state(), state(PLAN)):
+        check(tmp_path, held, {"digest": "d", "data": DATA})
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,21 @@ def test_other_work_and_other_data_are_refused(
     tmp_path: Path, log: list[Record], digest: str, data: list[Record], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        check(tmp_path, state(*log), digest, data)
+        check(tmp_path, state(*log), {"digest": digest, "data": data})
 
 
 def test_another_sweep_is_told_what_it_has_otherwise(tmp_path: Path) -> None:
     old = {"base": {"data.files": ["/home/a/x.h5"], "train.steps": 10, "env.id": "X-v1"}, "axes": {"algo.lr": [1, 2]}}
-    now = {"data.files": ("/home/b/x.h5",), "train.steps": 10, "eval.every": 5, "algo.lr": (1, 2)}
+    now = {"base": {"data.files": ("/home/b/x.h5",), "train.steps": 10, "eval.every": 5}}
+    now |= {"domains": {"algo.lr": {"low": 1}}, "digest": "other", "data": DATA}
     with pytest.raises(UsageError) as e:
-        check(tmp_path, state(PLAN | old), "other", DATA, now)
+        check(tmp_path, state(PLAN | old), now)
     assert (
-        "its plan differs: data.files was ['/home/a/x.h5'] and is ['/home/b/x.h5'], env.id was 'X-v1' and is the "
-        "default, eval.every was the default and is 5; choose another folder"
+        "its plan differs: algo.lr was [1, 2] and is {'low': 1}, data.files was ['/home/a/x.h5'] and is "
+        "['/home/b/x.h5'], env.id was 'X-v1' and is not set, eval.every was not set and is 5; choose another folder"
     ) in str(e.value)
     with pytest.raises(UsageError, match="its plan differs; choose"):
-        check(tmp_path, state(PLAN), "other", DATA, now)
+        check(tmp_path, state(PLAN), now)
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".x", "a\n", "x" * 65, None, 3])

@@ -268,7 +268,7 @@ def test_observations_are_standardised_by_what_random_actions_meet() -> None:
     [
         ({"env.id": None}, ["env.id must be given", "data.files"]),
         ({"env.num_envs": 2, "env.sim_backend": "native"}, ["env.num_envs must be 1", "rlpd"]),
-        ({"env.sim_backend": "physx_cuda"}, ["env.sim_backend must be physx_cpu for rlpd", "is physx_cuda"]),
+        ({"env.sim_backend": "physx_cuda"}, ["env.sim_backend must not be physx_cuda for rlpd", "physx_cpu"]),
         ({"algo.num_min": 3}, ["num_min must be <= num_critics", "3 > 2"]),
         ({"online.demo_ratio": 1.5}, ["online.demo_ratio", "1.5"]),
         ({"online.start_steps": 0}, ["online.start_steps", "0"]),

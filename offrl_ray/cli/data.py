@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offrl_ray.errors import plain
 from offrl_ray.store import local_path
-from offrl_ray.terminal import end_signals, say
+from offrl_ray.terminal import exit_on_end_signals, say
 
 if TYPE_CHECKING:
     from offrl_ray.collect.parts import Ask
@@ -86,6 +84,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _collect(args: argparse.Namespace) -> int:
     from offrl_ray.collect import collect
 
+    exit_on_end_signals()  # it leaves nothing half done
     summary = collect(args.env_id, args.episodes, args.noise, args.seed, args.out, workers=args.workers, progress=say)
     say(str(summary))
     return 0
@@ -123,8 +122,7 @@ def _made(make: "Callable[[Ask], Summary]", args: argparse.Namespace) -> int:
     from offrl_ray.collect.official import FetchError
     from offrl_ray.collect.parts import Ask, ReplayError
 
-    for number in end_signals():
-        signal.signal(number, lambda n, frame: sys.exit(128 + n))  # ends the replayers, leaves nothing
+    exit_on_end_signals()  # it ends the replayers, and leaves nothing
     modes = (args.control_mode, args.reward_mode, args.sim_backend)
     try:
         summary = make(Ask(*modes, args.episodes, args.workers, args.only_successes))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offrl_ray import __version__
 from offrl_ray.errors import UsageError
 from offrl_ray.store import local_path
-from offrl_ray.terminal import end_signals, say
+from offrl_ray.terminal import exit_on_end_signals, say
 
 if TYPE_CHECKING:
     from offrl_ray.config import RunConfig
@@ -60,10 +59,9 @@ def _train(args: argparse.Namespace) -> int:
 
     cfg, data = _checked(args)
     folder, env = args.out / "trials" / TRIAL, open_env(cfg.env)
-    for number in end_signals():
-        signal.signal(number, lambda n, frame: sys.exit(128 + n))  # the run saves itself
+    exit_on_end_signals()  # the run saves itself
     with Ledger(args.out) as ledger:
-        ledger.check(digest(cfg), data.files)
+        ledger.check({"digest": digest(cfg), "data": data.files})
         if ledger.state.plan is None:
             point = Point(TRIAL, {}, cfg, 0).record()
             plan = {"name": args.variant, "question": "", "axes": {}, "points": [point], "digest": digest(cfg)}

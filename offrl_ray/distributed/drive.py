@@ -5,18 +5,17 @@ import dataclasses
 import os
 import platform
 import secrets
-import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from offrl_ray import checkpoint, records
 from offrl_ray.config import RunConfig
 from offrl_ray.distributed import feasible, preflight, session
 from offrl_ray.distributed.address import LOCAL
+from offrl_ray.distributed.draining import draining, handlers_kept
 from offrl_ray.exits import DISK_FULL
 from offrl_ray.run import Loaded
 from offrl_ray.store import called, store
@@ -26,7 +25,7 @@ from offrl_ray.sweep.ledger import LOCK, Ledger, Record, safe_trial
 from offrl_ray.sweep.plan import Keep, Plan, Resources
 from offrl_ray.sweep.retention import Stored, to_drop
 from offrl_ray.sweep.status import Progress
-from offrl_ray.terminal import end_signals, say
+from offrl_ray.terminal import say
 
 PACKAGES = ("offrl-ray", "ray", "torch", "mani_skill", "optuna", "numpy", "h5py")
 
@@ -44,7 +43,7 @@ def drive(folder: Path, plan: Plan, record: Record, loaded: Loaded, address: str
     interrupted it. Raises UsageError, with nothing written, if no Ray can be joined, or one that cannot hold the sweep.
     """
     new = [p for p in (folder, *folder.parents) if not p.exists()]
-    with Ledger(folder) as ledger:
+    with handlers_kept(), Ledger(folder) as ledger:
         try:
             return _drive(ledger, plan, record, loaded, address, asked)
         finally:
@@ -62,7 +61,7 @@ def _unmake(folder: Path, new: list[Path]) -> None:
 
 def _drive(ledger: Ledger, plan: Plan, record: Record, loaded: Loaded, address: str, asked: Sequence[Record]) -> int:
     folder, place = ledger.folder, called(ledger.folder)
-    ledger.check(plan.digest, loaded.files, plan.settings)
+    ledger.check(record | {"digest": plan.digest, "data": loaded.files})
     requests.clear(folder)
     if ledger.problems:
         say(f"{len(ledger.problems)} damaged lines are passed over, their work is done again: {ledger.problems[0]}")
@@ -84,7 +83,7 @@ def _run(conductor: Conductor, record: Record, loaded: Loaded, address: str, ask
     cfgs, found, follow = [c.cfg for c in conductor.plan.cells], session.locate(address), None
     if found.address == LOCAL:
         fits_here(wanted, cfgs, here)
-    with session.ray_session(found, namespace) as told, _draining(conductor) as code:
+    with session.ray_session(found, namespace) as told, draining(conductor) as code:
         # Ray reads its settings when it is imported; and --help and bad input answer without it
         from offrl_ray.distributed.fit import fit
 
@@ -151,28 +150,6 @@ def _any_share(wanted: Resources, cfgs: list[RunConfig]) -> Resources:
         return wanted
     gpus = wanted.gpus_per_trial or any(c.train.on_gpu for c in cfgs)
     return dataclasses.replace(wanted, cpus_per_trial=1e-3, gpus_per_trial=1e-3 if gpus else 0)
-
-
-@contextlib.contextmanager
-def _draining(conductor: Conductor) -> Iterator[list[int]]:
-    """The first signal lets all trials save themselves and end; the second ends at once. Yields the exit code."""
-    code: list[int] = []
-
-    def drain(number: int, frame: Any) -> None:
-        if code:
-            raise KeyboardInterrupt
-        code.append(128 + number)
-        conductor.drain(signal.Signals(number).name)
-        say(f"{signal.Signals(number).name}: saving what runs; the same command goes on (once more: end now)")
-
-    before = {s: signal.signal(s, drain) for s in (signal.SIGINT, *end_signals())}
-    try:
-        yield code
-    except KeyboardInterrupt:
-        say("ended at once; what has no checkpoint yet is trained again")
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 class Follow:

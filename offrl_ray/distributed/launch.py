@@ -21,7 +21,7 @@ from offrl_ray.sweep.ledger import NAME, check, place_problems
 from offrl_ray.sweep.plan import Demos, Keep, Plan, Resources, Sweep, plan, plan_record
 from offrl_ray.sweep.prior import priors
 from offrl_ray.sweep.state import State
-from offrl_ray.terminal import say
+from offrl_ray.terminal import exit_on_end_signals, say
 
 
 def main(sweep: Sweep, argv: list[str] | None = None) -> int:
@@ -55,6 +55,7 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     if problems:
         flat = {"algo.name": sweep.variant, **assignments, "data.files": files}
         raise UsageError(problems + (run.data_problems(flat) if given else []))
+    exit_on_end_signals()
     preset = sweep.presets[args.preset]
     resources = options.resources(args, preset.resources)
     say(describe(sweep.question, work, resources))
@@ -70,8 +71,8 @@ def _main(sweep: Sweep, args: argparse.Namespace) -> int:
     if problems := probe.room_problems(work, loaded, folder, args.keep_top):
         raise UsageError(problems)
     keep = Keep(top=args.keep_top, bytes=args.keep_bytes)
-    check(folder, State.read(folder), work.digest, loaded.files, work.settings)
     record = plan_record(sweep, args.preset, work, loaded.files, versions(), resources, keep)
+    check(folder, State.read(folder), record)
     record |= {"fresh": args.fresh, "priors": priors(work, State.read(args.warm_start)) if args.warm_start else []}
     return drive(folder, work, record, loaded, args.address)
 

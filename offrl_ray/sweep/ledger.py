@@ -2,10 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -73,9 +72,9 @@ class Ledger:
             self.state.add(record)
             learn(record)
 
-    def check(self, digest: str, data: Sequence[Record], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Raises UsageError unless the folder is free, or holds exactly this work on exactly this data."""
-        check(self.folder, self.state, digest, data, settings)
+    def check(self, now: Record) -> None:
+        """Raises UsageError unless the folder is free, or holds exactly the work of a plan on exactly its data."""
+        check(self.folder, self.state, now)
 
     def close(self) -> None:
         if self._writer:
@@ -105,30 +104,31 @@ def _who(state: State) -> str:
     return f" by process {s['pid']!r} on {s['host']!r} since {since}"
 
 
-def check(
-    folder: Path, state: State, digest: str, data: Sequence[Record], settings: Mapping[str, Any] = MappingProxyType({})
-) -> None:
-    """Raises UsageError unless the state is empty, or of exactly this work on exactly this data.
-
-    `settings` are those of `Plan.settings`, of which the error names those that differ.
-    """
+def check(folder: Path, state: State, now: Record) -> None:
+    """Raises UsageError unless the state is empty, or of exactly the work of a plan's record on exactly its data."""
     if not state.count:
         return
-    place = called(folder)
-    if state.plan is None or state.plan["digest"] != digest:
-        old = state.plan or {}
-        differ = _differences({**old.get("base", {}), **old.get("axes", {})}, settings)
+    place, plan = called(folder), state.plan or {}
+    if plan.get("digest") != now["digest"]:
+        differ = _differences(_settings(plan), _settings(now))
         raise UsageError([f"{place} holds another run or sweep, its plan differs{differ}; choose another folder"])
-    before, now = ([f["digest"] for f in files] for files in (state.plan["data"], data))
-    if before != now:
-        changed = ", ".join(str(f["file"]) for f in data if f["digest"] not in before) or "their order or number"
+    before, data = ([f["digest"] for f in files] for files in (plan["data"], now["data"]))
+    if before != data:
+        changed = ", ".join(str(f["file"]) for f in now["data"] if f["digest"] not in before)
+        changed = changed or "their order or number"
         raise UsageError([f"{place} was begun on other data: {changed} has changed; choose another folder"])
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    now = json.loads(json.dumps(dict(now)))  # as a record has it
-    keys = sorted(k for k in before.keys() & now.keys() if before[k] != now[k]) + sorted(before.keys() ^ now.keys())
-    was, has = ({k: repr(of[k]) if k in of else "the default" for k in keys} for of in (before, now))
+def _settings(plan: Record) -> dict[str, Any]:
+    """What a plan sets: dotted key or part of the plan -> what was said of it, as a record has it."""
+    said = {part: plan[part] for part in ("search", "rungs", "objectives") if plan.get(part)}
+    said |= {k: v for part in ("base", "axes", "domains") for k, v in plan.get(part, {}).items()}
+    return dict(json.loads(json.dumps(said)))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    keys = [k for k in sorted({*before, *now}) if k not in before or k not in now or before[k] != now[k]]
+    was, has = ({k: repr(of[k]) if k in of else "not set" for k in keys} for of in (before, now))
     return ": " + ", ".join(f"{plain(k)} was {was[k]} and is {has[k]}" for k in keys) if before and now and keys else ""
 
 

@@ -139,11 +139,6 @@ class Plan(NamedTuple):
         return max(c.cfg.train.steps for c in self.cells)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """All that was set: dotted key -> a value, or those of an axis."""
-        return {**self.base, **self.axes}
-
-    @property
     def digest(self) -> str:
         """Names the work: equal plans have equal points, or search the same cells in the same way."""
         asked = [c.digest for c in self.cells if c.space]

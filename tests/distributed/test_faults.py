@@ -6,7 +6,7 @@ eval actor SIGKILL                      test_processes_killed_and_frozen; storms
 eval actor hang                         test_processes_killed_and_frozen (SIGSTOP); test_evaluators.py; storms
 trial hang                              test_processes_killed_and_frozen (SIGSTOP); test_each_fault (a sleep: stacks)
 driver SIGKILL, then resume             test_damaged_checkpoints; test_sweep.py; storms/driver.py
-driver SIGTERM, SIGINT, `stop`          test_signals; test_draining.py
+driver SIGTERM, SIGINT, `stop`          test_signals; test_draining.py; test_terminal.py
 the driver's terminal closes            test_signals
 node loss                               test_nodes.py (two raylets on this machine)
 node freeze                             not here: for Ray it is a node that is lost, after half a minute
@@ -32,6 +32,7 @@ poisoned code                           test_each_fault; test_a_sweep_whose_tria
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,7 +187,13 @@ def test_signals(start: Start, folder: Path, home: Path) -> None:
     in_terminal = start(terminal=theirs)
     os.close(theirs)
     goes_on(in_terminal, folder)
-    interrupted(in_terminal, folder, lambda: os.close(ours), 129)
+
+    def hang_up() -> None:
+        os.close(ours)
+        time.sleep(0.1)
+        in_terminal.send_all(signal.SIGHUP)  # as when the shell ends, too
+
+    interrupted(in_terminal, folder, hang_up, 129)
     second = start()
     goes_on(second, folder)
     interrupted(second, folder, lambda: second.send(signal.SIGINT), 130)
