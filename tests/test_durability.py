@@ -310,14 +310,14 @@ def test_a_file_without_checksums_that_changed_anywhere_is_found_on_resume(
     with Writer(tmp_path / "run") as w:
         w.write("plan", digest="plan", points=[], data=[{"file": str(path), "digest": right.digest}])
     ledger = Ledger(tmp_path / "run")
-    ledger.check("plan", [{"file": str(path), "digest": right.digest}])
+    ledger.check({"digest": "plan", "data": [{"file": str(path), "digest": right.digest}]})
     read_wrong = 0
     for changed in flips(data, places(len(data), count)):
         overwrite(path, changed)
         found = inspect(path)
         read_wrong += not found.problems and told(found) != told(right)
         with pytest.raises(UsageError, match=r"demos\.h5 has changed"):
-            ledger.check("plan", [{"file": str(path), "digest": found.digest}])
+            ledger.check({"digest": "plan", "data": [{"file": str(path), "digest": found.digest}]})
     assert read_wrong > 0, "of which the digest is the only witness"
 
 
