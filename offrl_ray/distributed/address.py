@@ -14,6 +14,8 @@ from offrl_ray.errors import UsageError
 LOCAL = "local"
 HELP = "Ray to use: auto (RAY_ADDRESS, one that you started on this machine, or else its own), local, HOST:PORT"
 ANSWER_SECONDS = 1.5
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+LONGEST = 107  # of a socket's path, in Linux
 LISTENS = "0A"  # in /proc/net/tcp
 TOKENS = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token"
 COPY = (

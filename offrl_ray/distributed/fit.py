@@ -45,7 +45,7 @@ def schedule(
     conductor: Conductor,
     resources: Resources,
     tick: Callable[[], None],
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> None:
     """Tune places and runs; retries, restores and snapshots are not its business (sweep/conductor.py)."""
     folder = conductor.ledger.folder

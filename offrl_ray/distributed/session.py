@@ -22,14 +22,12 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # drive.py has its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # draining.py has its own
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they go to the records and to error_N.txt
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # nobody reads Tune's snapshots, and each writes all trials
 }
 RAY = "ray"  # inside: Ray opens the folder that it is given to all
-SOCKET_ROOM = 107 - len(
-    f"/{RAY}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.10"
-)  # Linux: a socket's path
+SOCKET_ROOM = addresses.LONGEST - len(f"/{addresses.SOCKET}.10")
 OLD_SECONDS = 24 * 3600
 
 

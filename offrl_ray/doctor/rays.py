@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from offrl_ray.distributed import address
+from offrl_ray.distributed.address import LONGEST, SOCKET
 from offrl_ray.doctor.check import Check, fail, ok, warn
 
 PORTS = {6379: "a head", 8265: "its dashboard"}
-SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-LONGEST = 107  # of a socket's path, in Linux
 FULL = 0.95  # beyond it Ray writes no objects to a disk
 RAYS = ("/gcs_server", "ray/dashboard/")
 NEW_TOKEN = "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"

@@ -77,7 +77,7 @@ def measure(folder: Path, trials: int, reports: int, sampler: str) -> None:
         conductor = Conductor(made, ledger)
         conductor.write({"kind": "session", "host": "", "pid": os.getpid(), "argv": [], "versions": {}}, record)
         wall, cpu = time.perf_counter(), time.process_time()
-        schedule(trainable(reports), conductor, dataclasses.replace(Resources(), cpus_per_trial=1), lambda: None)
+        schedule(trainable(reports), conductor, dataclasses.replace(Resources(), cpus_per_trial=1), lambda: None, print)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         ended = conductor.state.counts()["completed"]
     took = {}
