@@ -1,6 +1,8 @@
 """What a person does to a sweep at a URL."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,16 @@ def test_pull_makes_an_ordinary_folder(sweep: str, tmp_path: Path, capsys: Captu
     assert f"{to} holds records that {sweep} has not" in capsys.readouterr().err
     assert cli.main(["pull", str(to), str(tmp_path / "other")]) == 2
     assert cli.main(["pull", sweep, str(place(sweep))]) == 2
+
+
+def test_a_pull_that_nobody_watches_is_whole(sweep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.filesystem("memory").pipe_file("/bucket/runs/sweep/trials/00/error_1.txt", b"Traceback")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert cli.main(["pull", sweep, str(tmp_path / "here")]) == 0
+    assert (tmp_path / "here/trials/00/error_1.txt").read_bytes() == b"Traceback"
 
 
 def test_the_analysis_names_pull() -> None:

@@ -11,6 +11,7 @@ from offrl_ray.distributed import address
 from offrl_ray.errors import UsageError, did_you_mean
 from offrl_ray.objects import StoreError
 from offrl_ray.store import called, given, local_path
+from offrl_ray.terminal import say
 
 if TYPE_CHECKING:
     from offrl_ray.sweep.state import State, Trial
@@ -105,7 +106,8 @@ def _trial(state: "State", folder: Path, name: str) -> "Trial":
     return state.trials[name]
 
 
-def _say(text: str) -> None:
+def _tell(text: str) -> None:
+    """What was asked for. A reader that has seen enough, such as `head`, ends the command; `say` would go on."""
     print(text, flush=True)
 
 
@@ -121,13 +123,13 @@ def _status(args: argparse.Namespace) -> int:
 
     if args.watch:
         if args.json:
-            status.follow(read, _say, told, told)
+            status.follow(read, _tell, told, told)
         elif sys.stdout.isatty():
-            status.follow(read, _say, lambda s: f"\x1b[H\x1b[2J{status.text(s)}", status.text)
+            status.follow(read, _tell, lambda s: f"\x1b[H\x1b[2J{status.text(s)}", status.text)
         else:
-            status.follow(read, _say, status.line, status.text)
+            status.follow(read, _tell, status.line, status.text)
         return 0
-    _say(told(read()) if args.json else status.text(read()))
+    _tell(told(read()) if args.json else status.text(read()))
     return 0
 
 
@@ -146,9 +148,9 @@ def _fsck(args: argparse.Namespace) -> int:
     except OSError as e:
         raise UsageError([f"{called(args.folder)} is no sweep's folder: {e.filename}: {e.strerror}"]) from None
     if args.json:
-        _say(json.dumps({"clean": not report.violations, "verdict": report.verdict, **report._asdict()}))
+        _tell(json.dumps({"clean": not report.violations, "verdict": report.verdict, **report._asdict()}))
     else:
-        _say("\n".join([*report.violations, *(f"note: {n}" for n in report.notes), report.verdict]))
+        _tell("\n".join([*report.violations, *(f"note: {n}" for n in report.notes), report.verdict]))
     return 1 if report.violations else 0
 
 
@@ -157,7 +159,7 @@ def _rebuild(args: argparse.Namespace) -> int:
     from offrl_ray.sweep.derived import rebuild
 
     for path in rebuild(args.folder):
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
     return 0
 
 
@@ -166,7 +168,7 @@ def _pull(args: argparse.Namespace) -> int:
     from offrl_ray.cli.pull import pull
 
     for path in pull(args.folder, args.to, args.checkpoints):
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
     return 0
 
 
@@ -237,7 +239,7 @@ def _export(args: argparse.Namespace) -> int:
     metric = objective(state)
     about = {"sweep": (state.plan or {})["name"], "trial": trial.name, "point": trial.point, "status": trial.status}
     export(path, args.out, about | {metric: strict(trial.value(metric))})
-    _say(f"{trial.name}: {path.name} written to {args.out}")
+    say(f"{trial.name}: {path.name} written to {args.out}")
     return 0
 
 
